@@ -1,0 +1,87 @@
+"""The address of a conversation: whose it is, and which."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from urllib.parse import quote
+
+from convmem.exceptions import InvalidIdentity
+
+SESSION_ID = re.compile(rb"[A-Za-z0-9_-]{1,128}")
+DEFAULT_SESSION = "default"
+OWNER_KINDS = ("user", "visitor", "header")
+LONGEST_NAME = 512
+
+
+@dataclass(frozen=True)
+class SessionKey:
+    """The address of one conversation: `tenant`, `owner`, `session_id`. Two keys name the same one only when all are equal.
+
+    Because the owner is part of the address, another's conversation cannot be addressed; missing and foreign are one outcome.
+
+    Args:
+        owner: Its kind in front: ``user:<identity>``, ``visitor:<id>`` or ``header:<id>``; at most 512 bytes in UTF-8.
+        session_id: 1 to 128 of ``A-Z a-z 0-9 _ -``.
+        tenant: At most 512 bytes in UTF-8; empty when the app has no tenants. Never taken from a client.
+
+    Raises:
+        InvalidIdentity: A part has another form. The message never repeats the value.
+    """
+
+    owner: str
+    session_id: str = DEFAULT_SESSION
+    tenant: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what is not an address."""
+        for name in ("owner", "session_id", "tenant"):
+            if not isinstance(getattr(self, name), str):
+                msg = f"{name} must be a string, not {type(getattr(self, name)).__name__}."
+                raise InvalidIdentity(msg)
+        kind, colon, identity = self.owner.partition(":")
+        if kind not in OWNER_KINDS or not colon or not identity:
+            msg = "An owner is user:<identity>, visitor:<id> or header:<id>; SessionKey.for_user(identity) builds a user's."
+            raise InvalidIdentity(msg)
+        for name in ("owner", "tenant"):
+            if len(getattr(self, name).encode("utf-8", "surrogatepass")) > LONGEST_NAME:
+                msg = f"{name} is longer than {LONGEST_NAME} bytes; use the principal's id, not a document about it."
+                raise InvalidIdentity(msg)
+        if not valid_session_id(self.session_id):
+            msg = "A session id is 1 to 128 of A-Z a-z 0-9 _ and -."
+            raise InvalidIdentity(msg)
+
+    @classmethod
+    def for_user(cls, identity: str | int, session_id: str = DEFAULT_SESSION, *, tenant: str = "") -> SessionKey:
+        """Return the address of a user's conversation, the one that user reaches in the web app."""
+        return cls(f"user:{identity}", session_id, tenant)
+
+    @cached_property
+    def path(self) -> tuple[str, str, str]:
+        """Tenant, owner and session id in printable ASCII, for a store's keys and columns: different parts, different text.
+
+        Everything but letters, digits and ``_.-~:`` is percent-encoded (RFC 3986 §2.1), lone surrogates too.
+        """
+        return _ascii(self.tenant), _ascii(self.owner), self.session_id
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hexadecimal digits that stand for the address in logs and debug headers; not reversible, not unique enough to be a key."""
+        return hashlib.sha256("/".join(self.path).encode()).hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        """Return a form that is safe to log: the kind of owner and the digest, no id."""
+        return f"SessionKey({self.owner.partition(':')[0]}, {self.digest})"
+
+
+def valid_session_id(session_id: str | bytes) -> bool:
+    """Return whether this is a session id; compared byte by byte, so no Unicode digit or letter passes."""
+    if isinstance(session_id, str):
+        session_id = session_id.encode("utf-8", "surrogatepass")
+    return SESSION_ID.fullmatch(session_id) is not None
+
+
+def _ascii(text: str) -> str:
+    return quote(text.encode("utf-8", "surrogatepass"), safe=":")

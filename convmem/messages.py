@@ -1,0 +1,343 @@
+"""Message: one thing said in a conversation, in a form every framework's own can be converted to and from.
+
+What can be constructed comes back from a store exactly; what cannot be stored is refused with the name of the field before any
+model runs. The stored form is JSON in UTF-8 (RFC 8259), versioned by the entry it stands in. Values JSON has no form for are
+objects with one key that begins with ``$``: ``{"$bytes": base64}``, ``{"$float": "nan"}``, ``{"$text": base64}`` for text with
+lone surrogates, and ``{"$object": [[key, value], ...]}`` for an object that could be mistaken for one of these.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, GetPydanticSchema, PrivateAttr, ValidationError
+from pydantic_core import core_schema
+
+from convmem.exceptions import InvalidMessage
+from convmem.identifiers import new_id
+
+Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
+State: TypeAlias = Literal["complete", "interrupted", "running"]
+
+_ANY_STRING = core_schema.custom_error_schema(
+    core_schema.union_schema([core_schema.str_schema(strict=True), core_schema.is_instance_schema(str)], mode="left_to_right"),
+    custom_error_type="text_type",
+    custom_error_message="must be a string",
+)
+Text: TypeAlias = Annotated[str, GetPydanticSchema(lambda _source, _handler: _ANY_STRING)]
+"""Any Python string. pydantic's own refuses lone surrogates, which models and browsers do produce."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class TextPart(_Frozen):
+    """A piece of text among other parts."""
+
+    type: Literal["text"] = "text"
+    text: Text
+
+
+class ImagePart(_Frozen):
+    """An image, by URL or by its bytes: exactly one of the two.
+
+    Attributes:
+        url: Where it is; may be a ``data:`` URL.
+        data: Its bytes.
+        media_type: Such as ``image/png``; needed with `data`.
+    """
+
+    type: Literal["image"] = "image"
+    url: Text | None = None
+    data: bytes | None = None
+    media_type: Text | None = None
+
+    def model_post_init(self, _context: object, /) -> None:
+        """Refuse an image that is nowhere, or in two places."""
+        if (self.url is None) == (self.data is None):
+            msg = "image"
+            raise InvalidMessage(msg, "give either url or data")
+        if self.data is not None and self.media_type is None:
+            msg = "image.media_type"
+            raise InvalidMessage(msg, "data needs its media type, such as image/png")
+
+
+class UnknownPart(_Frozen):
+    """A part written by a newer version of convmem, kept as it was stored.
+
+    Attributes:
+        type: Its type there.
+        fields: Everything else.
+    """
+
+    type: Text
+    fields: dict[Text, Any] = Field(default_factory=dict)
+
+
+Part: TypeAlias = TextPart | ImagePart | UnknownPart
+
+
+class ToolCall(_Frozen):
+    """A model's wish to have a tool called.
+
+    Attributes:
+        id: By which the result refers to it.
+        name: The tool's name.
+        arguments: As parsed; the model's own text where that was not a JSON object.
+    """
+
+    id: Text
+    name: Text
+    arguments: dict[Text, Any] | Text = Field(default_factory=dict)
+
+
+def _parts(content: object) -> object:
+    """Accept any sequence of parts, and nothing that merely iterates."""
+    return tuple(content) if isinstance(content, list) else content
+
+
+class Message(_Frozen):
+    """One message. Frozen; equal when all fields are, whatever its `state`.
+
+    Attributes:
+        role: Who speaks.
+        content: Text, or parts.
+        tool_calls: What an assistant wants called.
+        tool_call_id: Which call a tool's message answers.
+        name: The speaker's or the tool's name.
+        id: Unique, sortable by the time it was made.
+        created_at: When, with a time zone.
+        metadata: Yours: JSON values, bytes, and floats that are not finite.
+        extras: What has no neutral form, by framework.
+    """
+
+    role: Role
+    content: Text | Annotated[tuple[Part, ...], BeforeValidator(_parts)] = ""
+    tool_calls: Annotated[tuple[ToolCall, ...], BeforeValidator(_parts)] = ()
+    tool_call_id: Text | None = None
+    name: Text | None = None
+    id: Text = Field(default_factory=new_id)
+    created_at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+    metadata: dict[Text, Any] = Field(default_factory=dict)
+    extras: dict[Text, Any] = Field(default_factory=dict)
+    _state: State = PrivateAttr(default="complete")
+
+    @classmethod
+    def user(cls, content: str | Sequence[Part], **fields: Any) -> Message:  # noqa: ANN401 - the model's own fields
+        """Return what a person says."""
+        return cls(role="user", content=content, **fields)  # type: ignore[arg-type]
+
+    @classmethod
+    def assistant(cls, content: str | Sequence[Part] = "", **fields: Any) -> Message:  # noqa: ANN401
+        """Return what a model says, or wants called."""
+        return cls(role="assistant", content=content, **fields)  # type: ignore[arg-type]
+
+    @classmethod
+    def system(cls, content: str | Sequence[Part], **fields: Any) -> Message:  # noqa: ANN401
+        """Return what the app tells the model; it stays in every window."""
+        return cls(role="system", content=content, **fields)  # type: ignore[arg-type]
+
+    @classmethod
+    def tool(cls, content: str | Sequence[Part], *, tool_call_id: str, **fields: Any) -> Message:  # noqa: ANN401
+        """Return the result of a tool call."""
+        return cls(role="tool", content=content, tool_call_id=tool_call_id, **fields)  # type: ignore[arg-type]
+
+    @property
+    def text(self) -> str:
+        """All text of the content, in order; empty when there is none."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+
+    @property
+    def state(self) -> State:
+        """What became of the turn it stands in, at the time of loading: derived, never stored, not part of equality."""
+        return self._state
+
+    def in_state(self, state: State) -> Message:
+        """Return this message as part of a turn in that state."""
+        if state == self._state:
+            return self
+        message = self.model_copy()
+        message._state = state  # noqa: SLF001 - its own kind
+        return message
+
+    def __eq__(self, other: object) -> bool:
+        """Compare all fields."""
+        return isinstance(other, Message) and type(self) is type(other) and self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        """Hash the id."""
+        return hash(self.id)
+
+
+def encode_message(message: Message) -> bytes:
+    """Return one message as JSON in UTF-8.
+
+    Raises:
+        InvalidMessage: A field cannot be stored and read back equal; it is named.
+    """
+    try:
+        return _json(_document(message))
+    except RecursionError as error:
+        field = "message"
+        raise InvalidMessage(field, "is nested too deeply, or contains itself") from error
+
+
+def encode_messages(encoded: Iterable[bytes]) -> bytes:
+    """Return the body of an entry from messages already encoded."""
+    return b"[" + b",".join(encoded) + b"]"
+
+
+def decode_messages(body: bytes) -> list[Message]:
+    """Return the messages of an entry's body.
+
+    Fields this version does not know are left out of what it returns; the stored body is never rewritten.
+
+    Raises:
+        ValueError: The body is not what `encode_messages` makes, in this version or a later one.
+    """
+    try:
+        documents = json.loads(body)
+        if not isinstance(documents, list):
+            msg = "not a list of messages"
+            raise ValueError(msg)  # noqa: TRY301, TRY004 - one kind of error for every damage
+        return [_message(document) for document in documents]
+    except (ValidationError, InvalidMessage, KeyError, TypeError, AttributeError, RecursionError) as error:
+        msg = f"not a list of messages: {type(error).__name__}"
+        raise ValueError(msg) from error
+
+
+def _json(document: object) -> bytes:
+    return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _document(message: Message) -> dict[str, Any]:
+    document: dict[str, Any] = {"role": message.role}
+    if isinstance(message.content, str):
+        document["content"] = _pack_text(message.content)
+    else:
+        document["content"] = [_part_document(part, f"content[{i}]") for i, part in enumerate(message.content)]
+    if message.tool_calls:
+        document["tool_calls"] = [
+            {"id": _pack_text(call.id), "name": _pack_text(call.name), "arguments": _pack(call.arguments, f"tool_calls[{i}].arguments")}
+            for i, call in enumerate(message.tool_calls)
+        ]
+    if message.tool_call_id is not None:
+        document["tool_call_id"] = _pack_text(message.tool_call_id)
+    if message.name is not None:
+        document["name"] = _pack_text(message.name)
+    document["id"] = _pack_text(message.id)
+    document["created_at"] = message.created_at.isoformat()
+    if message.metadata:
+        document["metadata"] = _pack(message.metadata, "metadata")
+    if message.extras:
+        document["extras"] = _pack(message.extras, "extras")
+    return document
+
+
+def _part_document(part: Part, field: str) -> dict[str, Any]:
+    if isinstance(part, UnknownPart):
+        return {"type": _pack_text(part.type), **{name: _pack(value, f"{field}.{name}") for name, value in part.fields.items()}}
+    return {name: _pack(value, f"{field}.{name}") for name, value in part.__dict__.items() if value is not None}
+
+
+def _message(document: dict[str, Any]) -> Message:
+    fields: dict[str, Any] = {name: _unpack(value) for name, value in document.items() if name in _KNOWN}
+    if isinstance(fields["content"], list):
+        fields["content"] = tuple(map(_part, fields["content"]))
+    fields["tool_calls"] = tuple(
+        ToolCall(id=call["id"], name=call["name"], arguments=call["arguments"]) for call in fields.get("tool_calls", ())
+    )
+    fields["created_at"] = datetime.fromisoformat(fields["created_at"])
+    return Message(**fields)
+
+
+_KNOWN = frozenset(Message.model_fields)
+_PART_TYPES: dict[str, type[TextPart | ImagePart]] = {"text": TextPart, "image": ImagePart}
+
+
+def _part(fields: dict[str, Any]) -> Part:
+    kind = _PART_TYPES.get(fields["type"])
+    if kind is None or not set(fields) <= set(kind.model_fields):
+        return UnknownPart(type=fields["type"], fields={name: value for name, value in fields.items() if name != "type"})
+    return kind(**fields)
+
+
+def _pack(value: object, field: str) -> object:
+    """Return the JSON form of a value, as the head of this module describes."""
+    match value:
+        case None | bool():
+            return value
+        case str():
+            return _pack_text(value)
+        case int():
+            return _pack_int(value, field)
+        case float():
+            return float(value) if math.isfinite(value) else {"$float": repr(float(value))}
+        case bytes():
+            return {"$bytes": b64encode(value).decode()}
+        case list():
+            return [_pack(item, f"{field}[{i}]") for i, item in enumerate(value)]
+        case dict():
+            return _pack_object(value, field)
+        case _:
+            raise InvalidMessage(
+                field, f"a {type(value).__name__} cannot be stored; use text, numbers, booleans, None, bytes, lists and dicts"
+            )
+
+
+def _pack_object(value: dict[object, object], field: str) -> object:
+    for key in value:
+        if not isinstance(key, str):
+            raise InvalidMessage(field, f"a key is a {type(key).__name__}; the keys of a dict must be text")
+    packed = {str(key): _pack(item, f"{field}.{key}") for key, item in value.items()}
+    if all(_plain(key) and not key.startswith("$") for key in packed):
+        return packed
+    return {"$object": [[_pack_text(key), item] for key, item in packed.items()]}
+
+
+def _pack_int(value: int, field: str) -> int:
+    try:
+        str(value)
+    except ValueError as error:
+        raise InvalidMessage(field, "the integer has too many digits to be stored") from error
+    return int(value)
+
+
+def _pack_text(text: str) -> object:
+    return str(text) if _plain(text) else {"$text": b64encode(text.encode("utf-8", "surrogatepass")).decode()}
+
+
+def _plain(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _unpack(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if isinstance(value, list):
+        return [_unpack(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1:
+        (key, packed), *_ = value.items()
+        if key.startswith("$"):
+            return _SPECIAL[key](packed)
+    return {key: _unpack(item) for key, item in value.items()}
+
+
+_SPECIAL: dict[str, Any] = {
+    "$bytes": lambda packed: b64decode(packed, validate=True),
+    "$float": float,
+    "$text": lambda packed: b64decode(packed, validate=True).decode("utf-8", "surrogatepass"),
+    "$object": lambda packed: {_unpack(key): _unpack(item) for key, item in packed},
+}

@@ -1,0 +1,1 @@
+"""Where conversations are kept: the contract in `base`, one module for each kind of store."""

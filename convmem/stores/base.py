@@ -1,0 +1,479 @@
+"""The storage contract: a log of entries for each conversation, written only by "append after a head".
+
+Words. An *entry* is one atomic batch of messages at a *position* n, dense from 1. A *turn* is everything one request
+appended: usually one entry, several after an early save, tied by a turn id; the last one is marked *closing*. An *attempt*
+is one try at a turn, named by its lease token. An *epoch* is one life of a conversation: random, made by its first append,
+ended by a delete. The *head* is (epoch, n, id of entry n); an absent conversation's head is its newest delete mark.
+
+A store sees bytes and a few columns, never HTTP and never a framework. Whoever writes one implements the eight methods of
+`Store` and subclasses `convmem.testing.StoreContract`, which holds one clause for every rule written here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from itertools import groupby
+from typing import ClassVar, Literal, Self
+
+from convmem.keys import SessionKey
+
+ENTRY_FORMAT = 1
+TOMBSTONE_LIFE = timedelta(days=30)
+"""How long a delete is remembered, and so how long evidence of a lost history counts; longer than any turn may run."""
+
+
+class Kind(StrEnum):
+    """What an entry is."""
+
+    TURN = "turn"
+    EDIT = "edit"
+    RESET = "reset"
+
+
+class Outcome(StrEnum):
+    """How an append ended. Decided in the order of `Store.append`; a timeout is none of these but `StoreUnavailable`."""
+
+    STORED = "stored"
+    DUPLICATE = "duplicate"
+    CONFLICT = "conflict"
+    FENCED = "fenced"
+    GAP = "gap"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a log ends. `Head()` is that of a conversation nobody has ever written.
+
+    Attributes:
+        epoch: The life of the conversation; empty when it is absent.
+        n: Position of the newest entry; 0 when it is absent.
+        id: Id of that entry; for an absent conversation its newest delete mark, empty when there is none.
+        turns: How many turns are visible.
+        start: Nothing at or before this position is visible: the last reset, or what had expired.
+        pinned: Positions of the newest entries that hold system messages, oldest first.
+    """
+
+    epoch: str = ""
+    n: int = 0
+    id: str = ""
+    turns: int = 0
+    start: int = 0
+    pinned: tuple[int, ...] = ()
+
+    def same(self, other: Head) -> bool:
+        """Return whether both name the same place in the same life."""
+        return (self.epoch, self.n, self.id) == (other.epoch, other.n, other.id)
+
+    @property
+    def revision(self) -> str:
+        """The head as an opaque string, to compare with another and to send to a client."""
+        return f"{self.epoch or '-'}.{self.n}.{self.id or '-'}"
+
+    @classmethod
+    def of_revision(cls, revision: str) -> Head | None:
+        """Return the head a revision names (epoch, n and id only); None when the text is not a revision."""
+        epoch, _, rest = revision.partition(".")
+        n, _, entry = rest.partition(".")
+        if not (revision.isascii() and epoch and entry and n.isdigit() and len(n) <= 18):  # noqa: PLR2004 - fits 64 bits
+            return None
+        return cls(epoch="" if epoch == "-" else epoch, n=int(n), id="" if entry == "-" else entry)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One atomic batch of messages, as the caller hands it to `Store.append`. It carries the head it becomes.
+
+    Attributes:
+        id: Made once and repeated by a retry: the store recognises it.
+        turn: The turn it belongs to; an edit or a reset is a turn of its own.
+        token: The attempt: the token of the lease under which it was written, or a random one where no lease was taken.
+        epoch: That of the head it is appended after; a fresh random one when that conversation is absent.
+        body: The encoded messages; opaque to the store.
+        count: How many messages are in the body.
+        kind: A `turn` counts; an `edit` hides the positions in `hides`; a `reset` hides everything before it.
+        closing: Whether the turn ends with it, whole.
+        turns: How many turns are visible once it is stored.
+        start: See `Head`; for a reset the position it takes.
+        pinned: See `Head`.
+        hides: Positions an edit takes out of sight; they stay in the log.
+        format: Version of the body's encoding.
+        key_id: Reserved for the id of an encryption key; empty when the body is not encrypted.
+    """
+
+    id: str
+    turn: str
+    token: str
+    epoch: str
+    body: bytes = b"[]"
+    count: int = 0
+    kind: Kind = Kind.TURN
+    closing: bool = False
+    turns: int = 0
+    start: int = 0
+    pinned: tuple[int, ...] = ()
+    hides: tuple[int, ...] = ()
+    format: int = ENTRY_FORMAT
+    key_id: str = ""
+
+    def head_at(self, n: int) -> Head:
+        """Return the head this entry is, once it stands at position n."""
+        return Head(self.epoch, n, self.id, self.turns, self.start, self.pinned)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEntry:
+    """An entry where it stands.
+
+    Attributes:
+        n: Its position.
+        stored_at: When, by the store's clock.
+    """
+
+    n: int
+    entry: Entry
+    stored_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The wish to hold a conversation: a random token, and how long it is held when nobody renews it."""
+
+    token: str
+    term: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a conversation at the moment of a load, by the store's clock.
+
+    Attributes:
+        token: The live lease's token; empty when nobody holds it.
+        running: How long it has been held.
+        remaining: How long it is held still, when nobody renews it.
+    """
+
+    token: str = ""
+    running: timedelta = timedelta()
+    remaining: timedelta = timedelta()
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """What became of a turn, looked up in the whole life of the conversation, before resets and behind edits too.
+
+    Attributes:
+        state: `complete` when its newest attempt has a closing entry; else `running` when that attempt's token is the live
+            lease, `interrupted` when it is not; `absent` when no entry has this turn id.
+        position: Of the newest attempt's last entry; 0 when absent.
+        visible: Whether the turn counts in `Head.turns`, so that an attempt that supersedes it does not add one.
+    """
+
+    state: Literal["absent", "running", "interrupted", "complete"] = "absent"
+    position: int = 0
+    visible: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTurn:
+    """The visible entries of one turn.
+
+    Attributes:
+        state: As in `Lookup`.
+    """
+
+    id: str
+    entries: tuple[StoredEntry, ...]
+    state: Literal["running", "interrupted", "complete"]
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What a load returns: one consistent view.
+
+    Attributes:
+        head: The head at that moment.
+        entries: The entries of the newest visible turns, oldest first.
+        pinned: Visible entries older than those that hold system messages, oldest first.
+        holder: The lease at that moment; with the caller's own token when it was taken.
+        turn: The answer to the look-up; None when none was asked for.
+        expired: Whether there was a history that outlived its TTL; then `entries` is empty and `head` is still the log's.
+        deleted_at: When the conversation was last deleted; None when that was never, or is forgotten.
+        ended: The epochs that deletes have ended, as far back as tombstones are kept.
+    """
+
+    head: Head = field(default_factory=Head)
+    entries: tuple[StoredEntry, ...] = ()
+    pinned: tuple[StoredEntry, ...] = ()
+    holder: Holder = field(default_factory=Holder)
+    turn: Lookup | None = None
+    expired: bool = False
+    deleted_at: datetime | None = None
+    ended: frozenset[str] = frozenset()
+
+    @property
+    def turns(self) -> tuple[LoadedTurn, ...]:
+        """The entries as turns, oldest first, each with its state."""
+        return tuple(self._turn(turn, list(entries)) for turn, entries in groupby(self.entries, key=lambda stored: stored.entry.turn))
+
+    def _turn(self, turn: str, entries: list[StoredEntry]) -> LoadedTurn:
+        last = entries[-1].entry
+        if last.closing:
+            return LoadedTurn(turn, tuple(entries), "complete")
+        return LoadedTurn(turn, tuple(entries), "running" if last.token == self.holder.token else "interrupted")
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """How an append ended.
+
+    Attributes:
+        head: For `stored` and `duplicate` the head this very entry is, also when others follow it; else the head found.
+    """
+
+    outcome: Outcome
+    head: Head
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One conversation in a list."""
+
+    session_id: str
+    turns: int
+    created_at: datetime
+    updated_at: datetime
+    revision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Conversations, the last written first.
+
+    Attributes:
+        after: Hand this to the next call for the following page; None when this is the last.
+    """
+
+    items: tuple[Listed, ...] = ()
+    after: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a store says of itself. No part holds a secret.
+
+    Attributes:
+        store: Its name, as in its URL scheme.
+        location: Where, readable for an operator.
+        durability: What an acknowledged append survives.
+        server: The software and its version.
+    """
+
+    store: str
+    location: str
+    durability: str
+    server: str
+
+
+class Store(ABC):
+    """The contract. Every method is atomic, safe to call at once from many tasks, processes and hosts, and raises only
+    `StoreUnavailable` (the store did not answer in time, or failed) besides what its docstring names.
+
+    Constructing one connects to nothing; the first call does. Methods may be called from any event loop.
+
+    Attributes:
+        name: Its URL scheme.
+        reach: How far two processes may be apart and still meet in it.
+    """  # noqa: D205 - the first sentence is the promise, and it is long
+
+    name: ClassVar[str]
+    reach: ClassVar[Literal["process", "host", "network"]]
+
+    @abstractmethod
+    async def load(
+        self,
+        key: SessionKey,
+        *,
+        turns: int | None = None,
+        messages: int | None = None,
+        turn: str | None = None,
+        lease: Lease | None = None,
+    ) -> Log:
+        """Return the newest visible turns of a conversation, oldest first; an empty log when it is unknown or expired.
+
+        One view of one moment, in one round trip, at a cost that does not depend on how much is stored. Visible are the
+        entries of kind `turn` after `Head.start`, of each turn's newest attempt only, and not hidden by an edit. Turns
+        come whole: never part of one. A turn whose entries cannot be decoded is returned all the same.
+
+        Args:
+            key: The conversation.
+            turns: At most this many turns, 0 or more; None means no such limit.
+            messages: At most as many turns as it takes to hold this many messages; None means no such limit.
+            turn: Look this turn up, first of all.
+            lease: Take the lease, in the same step: when nobody holds it, when it ran out by the store's clock, or when it
+                has this very token (a load repeated after an unknown outcome). Not taken when the turn looked up is
+                complete. `Log.holder` says who holds it now. Whoever gets it sees the head its predecessor left behind.
+        """
+
+    @abstractmethod
+    async def append(self, key: SessionKey, after: Head, entry: Entry, *, ttl: timedelta | None = None, release: bool = False) -> Appended:
+        """Store an entry if the log ends where the caller saw it end. Nothing is ever rewritten.
+
+        The outcome is decided in this order:
+
+        1. `gone`: the epoch of `after` was ended by a delete; or `after` is an absent head and a newer delete mark is there.
+        2. `gap`: nobody knows the epoch of `after`.
+        3. `duplicate`: this very entry is at position n + 1, whatever follows it.
+        4. `gap`: the log ends before n, or holds another entry at n: acknowledged entries are missing.
+        5. `fenced`: a live lease with another token holds the conversation.
+        6. `conflict`: the log goes on beyond n; also when two first appends meet.
+        7. `stored`. A lease that ran out and that nobody took does not stand in the way.
+
+        In the same step as `stored`: the head becomes `entry.head_at(n + 1)`; the entries of earlier attempts at the same
+        turn, and the positions in `entry.hides`, go out of sight; what had expired under an older `start` may be removed.
+
+        Args:
+            key: The conversation.
+            after: The head the caller loaded, or got from its last append; its epoch, n and id are compared.
+            entry: What to store.
+            ttl: The conversation expires as a whole, this long after its newest append; None means never.
+            release: End the lease with the entry's token in the same step, also when the outcome is `duplicate`.
+
+        Raises:
+            StoreUnavailable: With `unknown=True` the entry may be stored: repeat the call with the same entry.
+        """
+
+    @abstractmethod
+    async def renew(self, key: SessionKey, lease: Lease, head: Head) -> bool:
+        """Hold the lease for another term from now; return False when it is lost.
+
+        A lease that ran out is renewed only when nobody holds it and the log still ends at `head`.
+        """
+
+    @abstractmethod
+    async def release(self, key: SessionKey, token: str) -> None:
+        """End the lease with this token; do nothing when another holds the conversation, or nobody."""
+
+    @abstractmethod
+    async def list(self, owner: str, *, tenant: str = "", after: str | None = None, limit: int = 50) -> Page:
+        """Return an owner's conversations, the last written first; absent, deleted and expired ones are not among them.
+
+        A conversation written while somebody pages moves to the front: no page shows it twice, a later page may not show it.
+
+        Args:
+            owner: In the form of `SessionKey.owner`.
+            tenant: As in the key.
+            after: `Page.after` of the page before; None starts at the front.
+            limit: At most this many, 1 or more.
+
+        Raises:
+            ValueError: `after` is not from `Page.after`.
+        """
+
+    @abstractmethod
+    async def delete(self, key: SessionKey) -> bool:
+        """End this life of a conversation; return whether there was one.
+
+        Its entries are removed, its lease ends, and a tombstone stays, also when there was nothing to delete: a new random
+        mark, and every epoch ended so far. It outlives the next life and is kept for `TOMBSTONE_LIFE`.
+        """
+
+    @abstractmethod
+    async def check(self) -> Health:
+        """Return what the store is, after it really answered a read and a write."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close what the store opened itself, and nothing that was passed in. Calling it twice is a no-op."""
+
+    async def __aenter__(self) -> Self:
+        """Return the store itself."""
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Close it."""
+        await self.aclose()
+
+
+def newest_turns(newest_first: Iterable[StoredEntry], turns: int | None, messages: int | None) -> tuple[StoredEntry, ...]:
+    """Return the entries of the newest whole turns, oldest first, reading no more of `newest_first` than one entry beyond.
+
+    Args:
+        newest_first: Visible entries, the newest first.
+        turns: See `Store.load`.
+        messages: See `Store.load`.
+    """
+    taken: list[StoredEntry] = []
+    seen_turns = seen_messages = 0
+    if turns == 0 or messages == 0:
+        return ()
+    for stored in newest_first:
+        if not taken or taken[-1].entry.turn != stored.entry.turn:
+            if turns is not None and seen_turns == turns:
+                break
+            if messages is not None and seen_messages >= messages:
+                break
+            seen_turns += 1
+        taken.append(stored)
+        seen_messages += stored.entry.count
+    return tuple(reversed(taken))
+
+
+def decide(  # noqa: PLR0913 - the seven facts the outcome depends on
+    after: Head, entry: Entry, *, head: Head, mark: str, ended: Container[str], id_at: Callable[[int], str | None], live_token: str
+) -> Outcome:
+    """Return the outcome of an append, for a store that decides in Python inside its own atomic step.
+
+    Args:
+        after: The head the caller saw.
+        entry: What it wants to store.
+        head: The head now.
+        mark: The newest delete mark; empty when there is none.
+        ended: The epochs that deletes have ended.
+        id_at: The id of the entry at a position of the present life; None where there is none.
+        live_token: The token of the live lease; empty when there is none.
+    """
+    if after.epoch in ended or (not after.epoch and mark and mark != after.id):
+        return Outcome.GONE
+    if after.epoch and after.epoch != head.epoch:
+        return Outcome.GAP
+    if id_at(after.n + 1) == entry.id:
+        return Outcome.DUPLICATE
+    if head.n < after.n or (after.n and id_at(after.n) != after.id):
+        return Outcome.GAP
+    if live_token and live_token != entry.token:
+        return Outcome.FENCED
+    if head.n > after.n:
+        return Outcome.CONFLICT
+    return Outcome.STORED
+
+
+def page_cursor(updated: float, session_id: str) -> str:
+    """Return `Page.after` for the last conversation of a page.
+
+    Args:
+        updated: When it was last written, in seconds since 1970.
+        session_id: Its id, which breaks a tie.
+    """
+    return urlsafe_b64encode(f"{updated!r} {session_id}".encode()).decode()
+
+
+def read_page_cursor(after: str | None) -> tuple[float, str] | None:
+    """Return what `page_cursor` was given; None for None.
+
+    Raises:
+        ValueError: This is not one of its cursors.
+    """
+    if after is None:
+        return None
+    try:
+        updated, session = urlsafe_b64decode(after.encode()).decode().split(" ")
+        return float(updated), session
+    except ValueError as error:
+        msg = "after is not a cursor of a page of conversations."
+        raise ValueError(msg) from error

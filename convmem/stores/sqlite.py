@@ -1,0 +1,565 @@
+"""SQLiteStore: one file, any number of processes on one host. The default.
+
+Write-ahead logging, `BEGIN IMMEDIATE` for every write (a deferred transaction that upgrades ignores the busy timeout), one
+connection for appends at the chosen `synchronous` level and one at NORMAL for loads and leases, which need not survive a
+power loss. Each has its own thread, so the event loop never waits for the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from importlib import resources
+from pathlib import Path
+from typing import ClassVar, Literal, TypeVar
+from urllib.parse import quote
+
+from convmem.exceptions import StoreUnavailable
+from convmem.identifiers import new_token
+from convmem.keys import SessionKey
+from convmem.stores.base import (
+    TOMBSTONE_LIFE,
+    Appended,
+    Entry,
+    Head,
+    Health,
+    Holder,
+    Kind,
+    Lease,
+    Listed,
+    Log,
+    Lookup,
+    Outcome,
+    Page,
+    Store,
+    StoredEntry,
+    decide,
+    newest_turns,
+    page_cursor,
+    read_page_cursor,
+)
+
+Synchronous = Literal["normal", "full", "extra"]
+T = TypeVar("T")
+
+_POSITION_BITS = 32
+_ENTRY = "id, entry, turn, token, kind, closing, count, turns, start, pinned, hides, format, key_id, stored, body"
+_DURABILITY: dict[Synchronous, str] = {
+    "normal": "a crash of the process; the last turns may be lost when the power fails (synchronous=NORMAL)",
+    "full": "a crash of the process and a power failure (synchronous=FULL)",
+    "extra": "a crash of the process and a power failure, also just after the file was made (synchronous=EXTRA)",
+}
+
+
+class SQLiteStore(Store):
+    """A store in one SQLite file.
+
+    Several processes may use the file at once, on one host: WAL needs shared memory, so never put it on a network drive.
+
+    Args:
+        path: The file; its folder must exist. Made on first use unless `mode` is ``rw``.
+        synchronous: What an acknowledged append survives: ``full`` and ``extra`` a power failure, ``normal`` a crash.
+        busy_timeout: How long a call waits for another process's write before `StoreUnavailable`.
+        mode: ``rwc`` makes the file when it is missing; ``rw`` says it must exist.
+    """
+
+    name: ClassVar[str] = "sqlite"
+    reach: ClassVar[Literal["process", "host", "network"]] = "host"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        synchronous: Synchronous = "full",
+        busy_timeout: timedelta = timedelta(seconds=5),
+        mode: Literal["rwc", "rw"] = "rwc",
+    ) -> None:
+        """Remember where; the first call opens the file."""
+        self.path = Path(path).absolute()
+        self._synchronous: Synchronous = synchronous
+        self._busy_timeout = busy_timeout
+        self._mode = mode
+        self._opening = threading.Lock()
+        self._file: _File | None = None
+
+    async def load(
+        self,
+        key: SessionKey,
+        *,
+        turns: int | None = None,
+        messages: int | None = None,
+        turn: str | None = None,
+        lease: Lease | None = None,
+    ) -> Log:
+        """See `Store.load`."""
+        return await self._light("load", lambda link: _load(link, key, turns, messages, turn, lease))
+
+    async def append(self, key: SessionKey, after: Head, entry: Entry, *, ttl: timedelta | None = None, release: bool = False) -> Appended:
+        """See `Store.append`."""
+        return await self._durable("append", lambda link: _append(link, key, after, entry, ttl, release=release))
+
+    async def renew(self, key: SessionKey, lease: Lease, head: Head) -> bool:
+        """See `Store.renew`."""
+        return await self._light("renew", lambda link: _renew(link, key, lease, head))
+
+    async def release(self, key: SessionKey, token: str) -> None:
+        """See `Store.release`."""
+        await self._light("release", lambda link: _release(link, key, token))
+
+    async def list(self, owner: str, *, tenant: str = "", after: str | None = None, limit: int = 50) -> Page:
+        """See `Store.list`."""
+        key, beyond = SessionKey(owner, tenant=tenant), read_page_cursor(after)
+        return await self._light("list", lambda link: _list(link, key, beyond, limit))
+
+    async def delete(self, key: SessionKey) -> bool:
+        """See `Store.delete`."""
+        return await self._durable("delete", lambda link: _delete(link, key))
+
+    async def check(self) -> Health:
+        """See `Store.check`."""
+        await self._durable("check", _probe)
+        return Health(self.name, str(self.path), _DURABILITY[self._synchronous], f"SQLite {sqlite3.sqlite_version}")
+
+    async def aclose(self) -> None:
+        """See `Store.aclose`. A later call opens the file again."""
+        with self._opening:
+            file, self._file = self._file, None
+        if file is not None:
+            await asyncio.get_running_loop().run_in_executor(None, file.close)
+
+    async def _light(self, operation: str, work: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._run(operation, lambda file: file.light, work)
+
+    async def _durable(self, operation: str, work: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._run(operation, lambda file: file.durable, work)
+
+    async def _run(self, operation: str, pick: Callable[[_File], _Lane], work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run work on a lane's thread. A caller that is cancelled leaves it running: its outcome is then unknown."""
+        lane = pick(self._opened())
+        try:
+            return await asyncio.get_running_loop().run_in_executor(lane.thread, lane.run, work)
+        except sqlite3.Error as error:
+            raise StoreUnavailable(self.name, operation, f"{self.path.name}: {error}", unknown=operation in ("append", "delete")) from error
+
+    def _opened(self) -> _File:
+        with self._opening:
+            if self._file is None or self._file.process != os.getpid():
+                self._file = _File(self.path, self._synchronous, self._busy_timeout, self._mode)
+            return self._file
+
+
+class _File:
+    """The open file in one process: connections must not cross a fork, so a child opens its own."""
+
+    def __init__(self, path: Path, synchronous: Synchronous, busy_timeout: timedelta, mode: str) -> None:
+        self.process = os.getpid()
+        writing = threading.Lock()
+        self.light = _Lane(path, "normal", busy_timeout, mode, writing)
+        self.durable = _Lane(path, synchronous, busy_timeout, mode, writing)
+
+    def close(self) -> None:
+        for lane in (self.light, self.durable):
+            lane.close()
+
+
+class _Lane:
+    """A connection with its thread. The two lanes of a process take turns at writing by a lock, not by SQLite's sleeping."""
+
+    def __init__(self, path: Path, synchronous: Synchronous, busy_timeout: timedelta, mode: str, writing: threading.Lock) -> None:
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix=f"convmem-sqlite-{synchronous}")
+        self._path, self._synchronous, self._busy_timeout, self._mode, self._writing = path, synchronous, busy_timeout, mode, writing
+        self._connection: sqlite3.Connection | None = None
+
+    def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        with self._writing:
+            if self._connection is None:
+                self._connection = self._connect()
+            return work(self._connection)
+
+    def close(self) -> None:
+        self.thread.submit(self._disconnect).result()
+        self.thread.shutdown()
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _connect(self) -> sqlite3.Connection:
+        if not self._path.parent.is_dir():
+            msg = f"the folder {self._path.parent} does not exist; make it, or set another path"
+            raise sqlite3.OperationalError(msg)
+        if self._mode == "rw" and not self._path.exists():
+            msg = f"{self._path} does not exist, and mode=rw says it must; drop mode=rw to have it made"
+            raise sqlite3.OperationalError(msg)
+        seconds = self._busy_timeout.total_seconds()
+        uri = f"file:{quote(str(self._path))}?mode={self._mode}"
+        link = sqlite3.connect(uri, uri=True, timeout=seconds, isolation_level=None, check_same_thread=False, cached_statements=64)
+        try:
+            link.execute("PRAGMA page_size = 8192")
+            _retry_while_locked(lambda: link.execute("PRAGMA journal_mode = WAL"), seconds)
+            link.execute(f"PRAGMA synchronous = {self._synchronous.upper()}")
+            _migrate(link)
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+
+def _retry_while_locked(action: Callable[[], object], seconds: float) -> None:
+    """Switching to WAL does not honour the busy timeout when several processes meet on a new file."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            action()
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() >= deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+def _migrate(link: sqlite3.Connection) -> None:
+    """Apply the numbered files this database has not seen; `user_version` is the last one applied.
+
+    A newer number than ours is left alone: migrations only add, so that old code works on a new schema.
+    """
+    files = sorted(
+        (item for item in resources.files("convmem.stores").joinpath("sql", "sqlite").iterdir() if item.name.endswith(".sql")),
+        key=lambda item: item.name,
+    )
+    if link.execute("PRAGMA user_version").fetchone()[0] >= len(files):
+        return
+    with _writing(link):
+        applied = link.execute("PRAGMA user_version").fetchone()[0]
+        for number, file in enumerate(files[applied:], start=applied + 1):
+            for statement in _statements(file.read_text(encoding="utf-8")):
+                link.execute(statement)
+            link.execute(f"PRAGMA user_version = {number}")
+
+
+def _statements(script: str) -> Iterator[str]:
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+@contextmanager
+def _writing(link: sqlite3.Connection) -> Iterator[None]:
+    link.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        link.execute("ROLLBACK")
+        raise
+    try:
+        link.execute("COMMIT")
+    except sqlite3.Error:
+        if link.in_transaction:
+            link.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def _reading(link: sqlite3.Connection) -> Iterator[None]:
+    link.execute("BEGIN")
+    try:
+        yield
+    finally:
+        link.execute("ROLLBACK")
+
+
+class _Row:
+    """One row of `conversation`, or the default of an address nobody has used."""
+
+    __slots__ = ("created", "deleted", "ended", "expires", "head", "id", "mark", "taken", "token", "until", "updated")
+
+    def __init__(self, link: sqlite3.Connection, key: SessionKey) -> None:
+        row = link.execute(
+            "SELECT id, epoch, n, entry, turns, start, pinned, created, updated, expires, token, taken, until, mark, ended, deleted"
+            " FROM conversation WHERE tenant = ? AND owner = ? AND session = ?",
+            key.path,
+        ).fetchone()
+        self.id: int | None = None
+        self.head, self.created, self.updated, self.expires = Head(), 0.0, 0.0, None
+        self.token, self.taken, self.until, self.mark, self.ended, self.deleted = "", 0.0, 0.0, "", "{}", 0.0
+        if row is not None:
+            self.id = row[0]
+            self.head = Head(row[1], row[2], row[3], row[4], row[5], _positions(row[6]))
+            self.created, self.updated, self.expires, self.token, self.taken, self.until, self.mark, self.ended, self.deleted = row[7:]
+
+    def live_token(self, now: float) -> str:
+        return self.token if now < self.until else ""
+
+    def expired(self, now: float) -> bool:
+        return self.expires is not None and now >= self.expires
+
+    def present(self) -> Head:
+        return self.head if self.head.epoch else Head(id=self.mark)
+
+    def position(self, n: int) -> int:
+        assert self.id is not None
+        return self.id << _POSITION_BITS | n
+
+    def claim(self, link: sqlite3.Connection, key: SessionKey) -> None:
+        """Make the row if there is none yet."""
+        if self.id is None:
+            self.id = link.execute("INSERT INTO conversation (tenant, owner, session) VALUES (?, ?, ?)", key.path).lastrowid
+
+
+def _load(link: sqlite3.Connection, key: SessionKey, turns: int | None, messages: int | None, turn: str | None, lease: Lease | None) -> Log:
+    with _reading(link) if lease is None else _writing(link):
+        now = time.time()
+        row = _Row(link, key)
+        found = None if turn is None else _look_up(link, row, turn, now)
+        if lease and not (found and found.state == "complete") and row.live_token(now) in ("", lease.token):
+            _hold(link, key, row, lease, now)
+        held = row.live_token(now)
+        holder = Holder(held, timedelta(seconds=now - row.taken), timedelta(seconds=row.until - now)) if held else Holder()
+        deleted_at = _time(row.deleted) if row.mark else None
+        ended = frozenset(json.loads(row.ended))
+        if row.expired(now):
+            head = Head(row.head.epoch, row.head.n, row.head.id, 0, row.head.n)
+            return Log(head, (), (), holder, found, expired=True, deleted_at=deleted_at, ended=ended)
+        if not row.head.epoch:
+            return Log(row.present(), (), (), holder, found, deleted_at=deleted_at, ended=ended)
+        entries = newest_turns(_newest_first(link, row), turns, messages)
+        first = entries[0].n if entries else row.head.n + 1
+        pinned = tuple(_pinned(link, row, first))
+        return Log(row.head, entries, pinned, holder, found, deleted_at=deleted_at, ended=ended)
+
+
+def _newest_first(link: sqlite3.Connection, row: _Row) -> Iterator[StoredEntry]:
+    """Read lazily: the caller stops when it has enough."""
+    rows = link.execute(
+        f"SELECT {_ENTRY} FROM entry WHERE id > ? AND id <= ? AND visible ORDER BY id DESC",  # noqa: S608 - a constant
+        (row.position(row.head.start), row.position(row.head.n)),
+    )
+    return (_stored(row.head.epoch, columns) for columns in rows)
+
+
+def _pinned(link: sqlite3.Connection, row: _Row, before: int) -> Iterator[StoredEntry]:
+    for n in row.head.pinned:
+        if row.head.start < n < before:
+            found = link.execute(f"SELECT {_ENTRY} FROM entry WHERE id = ? AND visible", (row.position(n),)).fetchone()  # noqa: S608
+            if found is not None:
+                yield _stored(row.head.epoch, found)
+
+
+def _stored(epoch: str, columns: tuple[object, ...]) -> StoredEntry:
+    identifier, entry, turn, token, kind, closing, count, turns, start, pinned, hides, format_, key_id, stored, body = columns
+    return StoredEntry(
+        identifier & (1 << _POSITION_BITS) - 1,
+        Entry(
+            entry,
+            turn,
+            token,
+            epoch,
+            body,
+            count,
+            Kind(kind),
+            bool(closing),
+            turns,
+            start,
+            _positions(pinned),
+            _positions(hides),
+            format_,
+            key_id,
+        ),
+        _time(stored),
+    )
+
+
+def _look_up(link: sqlite3.Connection, row: _Row, turn: str, now: float) -> Lookup:
+    if row.id is None or not row.head.epoch:
+        return Lookup()
+    entries = link.execute(
+        "SELECT id, token, closing, visible FROM entry WHERE turn = ? AND id > ? AND id <= ? ORDER BY id",
+        (turn, row.position(0), row.position(row.head.n)),
+    ).fetchall()
+    if not entries:
+        return Lookup()
+    last, token, closing, _ = entries[-1]
+    first_visible = row.position(row.head.start)
+    visible = not row.expired(now) and any(shown and identifier > first_visible for identifier, _, _, shown in entries)
+    state: Literal["running", "interrupted", "complete"]
+    state = "complete" if closing else "running" if token == row.live_token(now) else "interrupted"
+    return Lookup(state, last - row.position(0), visible)
+
+
+def _hold(link: sqlite3.Connection, key: SessionKey, row: _Row, lease: Lease, now: float) -> None:
+    row.claim(link, key)
+    if row.live_token(now) != lease.token:
+        row.taken = now
+    row.token, row.until = lease.token, now + lease.term.total_seconds()
+    link.execute("UPDATE conversation SET token = ?, taken = ?, until = ? WHERE id = ?", (row.token, row.taken, row.until, row.id))
+
+
+def _append(link: sqlite3.Connection, key: SessionKey, after: Head, entry: Entry, ttl: timedelta | None, *, release: bool) -> Appended:
+    with _writing(link):
+        now = time.time()
+        row = _Row(link, key)
+
+        def id_at(n: int) -> str | None:
+            if row.id is None or not 1 <= n <= row.head.n:
+                return None
+            found = link.execute("SELECT entry FROM entry WHERE id = ?", (row.position(n),)).fetchone()
+            return None if found is None else str(found[0])
+
+        outcome = decide(
+            after, entry, head=row.head, mark=row.mark, ended=json.loads(row.ended), id_at=id_at, live_token=row.live_token(now)
+        )
+        if outcome is Outcome.STORED:
+            row.claim(link, key)
+            _store(link, row, after.n + 1, entry, now, ttl)
+        if outcome not in (Outcome.STORED, Outcome.DUPLICATE):
+            return Appended(outcome, row.present())
+        if release:
+            _let_go(link, row, entry.token)
+        return Appended(outcome, entry.head_at(after.n + 1))
+
+
+def _store(link: sqlite3.Connection, row: _Row, n: int, entry: Entry, now: float, ttl: timedelta | None) -> None:
+    first, last = row.position(0), row.position(n)
+    link.execute(
+        "UPDATE entry SET visible = 0 WHERE turn = ? AND id > ? AND id < ? AND token <> ? AND visible",
+        (entry.turn, first, last, entry.token),
+    )
+    link.executemany("UPDATE entry SET visible = 0 WHERE id = ?", [(row.position(hidden),) for hidden in entry.hides])
+    if row.expired(now) and entry.start > row.head.start:
+        link.execute("DELETE FROM entry WHERE id > ? AND id <= ?", (first, row.position(entry.start) - 1))
+    link.execute(
+        f"INSERT INTO entry (visible, {_ENTRY}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+        (
+            entry.kind is Kind.TURN,
+            last,
+            entry.id,
+            entry.turn,
+            entry.token,
+            entry.kind.value,
+            entry.closing,
+            entry.count,
+            entry.turns,
+            entry.start,
+            _text(entry.pinned),
+            _text(entry.hides),
+            entry.format,
+            entry.key_id,
+            now,
+            entry.body,
+        ),
+    )
+    link.execute(
+        "UPDATE conversation SET epoch = ?, n = ?, entry = ?, turns = ?, start = ?, pinned = ?, created = ?, updated = ?, expires = ?"
+        " WHERE id = ?",
+        (
+            entry.epoch,
+            n,
+            entry.id,
+            entry.turns,
+            entry.start,
+            _text(entry.pinned),
+            row.created if row.head.epoch else now,
+            max(now, row.updated),
+            None if ttl is None else now + ttl.total_seconds(),
+            row.id,
+        ),
+    )
+
+
+def _renew(link: sqlite3.Connection, key: SessionKey, lease: Lease, head: Head) -> bool:
+    with _writing(link):
+        now = time.time()
+        row = _Row(link, key)
+        held = row.live_token(now)
+        if held != lease.token and (held or not row.present().same(head)):
+            return False
+        _hold(link, key, row, lease, now)
+        return True
+
+
+def _release(link: sqlite3.Connection, key: SessionKey, token: str) -> None:
+    with _writing(link):
+        _let_go(link, _Row(link, key), token)
+
+
+def _let_go(link: sqlite3.Connection, row: _Row, token: str) -> None:
+    link.execute("UPDATE conversation SET token = '', until = 0 WHERE id = ? AND token = ?", (row.id, token))
+    link.execute("DELETE FROM conversation WHERE id = ? AND token = '' AND epoch = '' AND mark = ''", (row.id,))
+
+
+def _list(link: sqlite3.Connection, key: SessionKey, beyond: tuple[float, str] | None, limit: int) -> Page:
+    tenant, owner, _ = key.path
+    last, session = beyond or (float("inf"), "")
+    rows = link.execute(
+        "SELECT session, turns, created, updated, epoch, n, entry FROM conversation"
+        " WHERE tenant = ? AND owner = ? AND epoch <> '' AND (expires IS NULL OR expires > ?) AND (updated, session) < (?, ?)"
+        " ORDER BY updated DESC, session DESC LIMIT ?",
+        (tenant, owner, time.time(), last, session, limit + 1),
+    ).fetchall()
+    items = tuple(Listed(row[0], row[1], _time(row[2]), _time(row[3]), Head(row[4], row[5], row[6]).revision) for row in rows[:limit])
+    return Page(items, page_cursor(rows[limit - 1][3], rows[limit - 1][0]) if len(rows) > limit else None)
+
+
+def _delete(link: sqlite3.Connection, key: SessionKey) -> bool:
+    with _writing(link):
+        now = time.time()
+        _forget(link, now)
+        row = _Row(link, key)
+        existed = bool(row.head.epoch) and not row.expired(now)
+        row.claim(link, key)
+        oldest = now - TOMBSTONE_LIFE.total_seconds()
+        ended = {epoch: at for epoch, at in json.loads(row.ended).items() if at > oldest}
+        if row.head.epoch:
+            ended[row.head.epoch] = now
+        link.execute("DELETE FROM entry WHERE id > ? AND id <= ?", (row.position(0), row.position(row.head.n)))
+        link.execute(
+            "UPDATE conversation SET epoch = '', n = 0, entry = '', turns = 0, start = 0, pinned = '', expires = NULL,"
+            " token = '', until = 0, mark = ?, ended = ?, deleted = ? WHERE id = ?",
+            (new_token(), json.dumps(ended), now, row.id),
+        )
+        return existed
+
+
+def _forget(link: sqlite3.Connection, now: float) -> None:
+    """Drop a few tombstones past their life; each delete clears at least as many as it adds."""
+    oldest = now - TOMBSTONE_LIFE.total_seconds()
+    link.execute(
+        "DELETE FROM conversation WHERE id IN"
+        " (SELECT id FROM conversation WHERE mark <> '' AND deleted < ? AND epoch = '' AND until < ? LIMIT 10)",
+        (oldest, now),
+    )
+
+
+def _probe(link: sqlite3.Connection) -> None:
+    """Write and read, and leave nothing behind."""
+    link.execute("BEGIN IMMEDIATE")
+    try:
+        link.execute("INSERT INTO conversation (tenant, owner, session) VALUES ('', '', '')")
+        link.execute("SELECT id FROM conversation WHERE tenant = '' AND owner = '' AND session = ''").fetchone()
+    finally:
+        link.execute("ROLLBACK")
+
+
+def _positions(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split(",")) if text else ()
+
+
+def _text(positions: tuple[int, ...]) -> str:
+    return ",".join(map(str, positions))
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
