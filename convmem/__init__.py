@@ -1,0 +1,107 @@
+"""Conversation memory for any ASGI app: whose conversation this is, loaded before the handler, stored before the last byte.
+
+The public names are imported when they are first used, so that importing convmem costs next to nothing and loads no driver.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from convmem.access import conversations, current_conversation, get_conversation, new_session_id, open_conversation
+    from convmem.config import Settings, open_store
+    from convmem.conversation import Conversation
+    from convmem.exceptions import (
+        ConfigurationError,
+        ConversationBusy,
+        ConversationConflict,
+        ConversationFenced,
+        ConversationGone,
+        ConversationNotLoaded,
+        ConvmemError,
+        CorruptEntry,
+        CrossSite,
+        HistoryExpired,
+        HistoryLost,
+        IdentityOrderError,
+        InvalidIdentity,
+        InvalidMessage,
+        LimitExceeded,
+        NoConversation,
+        PrincipalConflict,
+        SessionNotTrusted,
+        StoreUnavailable,
+        TurnClosed,
+        UnknownConversation,
+        VisitorTooLate,
+    )
+    from convmem.identity import Identity, Resolver, from_callable, from_header, from_path, from_query, from_user, from_visitor
+    from convmem.keys import SessionKey
+    from convmem.messages import ImagePart, Message, Part, Role, TextPart, ToolCall
+    from convmem.middleware import ConversationMiddleware
+    from convmem.stores.base import Store
+    from convmem.stores.memory import MemoryStore
+    from convmem.stores.sqlite import SQLiteStore
+    from convmem.windows import Window
+
+_HOMES = {
+    "convmem.access": ("conversations", "current_conversation", "get_conversation", "new_session_id", "open_conversation"),
+    "convmem.config": ("Settings", "open_store"),
+    "convmem.conversation": ("Conversation",),
+    "convmem.exceptions": (
+        "ConfigurationError",
+        "ConversationBusy",
+        "ConversationConflict",
+        "ConversationFenced",
+        "ConversationGone",
+        "ConversationNotLoaded",
+        "ConvmemError",
+        "CorruptEntry",
+        "CrossSite",
+        "HistoryExpired",
+        "HistoryLost",
+        "IdentityOrderError",
+        "InvalidIdentity",
+        "InvalidMessage",
+        "LimitExceeded",
+        "NoConversation",
+        "PrincipalConflict",
+        "SessionNotTrusted",
+        "StoreUnavailable",
+        "TurnClosed",
+        "UnknownConversation",
+        "VisitorTooLate",
+    ),
+    "convmem.identity": ("Identity", "Resolver", "from_callable", "from_header", "from_path", "from_query", "from_user", "from_visitor"),
+    "convmem.keys": ("SessionKey",),
+    "convmem.messages": ("ImagePart", "Message", "Part", "Role", "TextPart", "ToolCall"),
+    "convmem.middleware": ("ConversationMiddleware",),
+    "convmem.stores.base": ("Store",),
+    "convmem.stores.memory": ("MemoryStore",),
+    "convmem.stores.sqlite": ("SQLiteStore",),
+    "convmem.windows": ("Window",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: PLE0604 - the names are in _HOMES
+    *_HOME_OF,
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module when it is first asked for (PEP 562)."""
+    home = _HOME_OF.get(name)
+    if home is None:
+        msg = f"module 'convmem' has no attribute {name!r}"
+        raise AttributeError(msg)
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names, imported or not."""
+    return sorted([*globals(), *_HOME_OF])

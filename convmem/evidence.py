@@ -1,0 +1,66 @@
+"""Evidence that a store lost what it had acknowledged: what this worker saw, and what the client says it saw. No guessing."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from datetime import UTC, datetime, timedelta
+
+from convmem.exceptions import HistoryExpired, HistoryLost
+from convmem.identifiers import time_of
+from convmem.keys import SessionKey
+from convmem.stores.base import TOMBSTONE_LIFE, Head, Log
+
+_REMEMBERED = 4096
+
+
+class Evidence:
+    """The newest heads this worker has seen acknowledged, of the conversations it served last.
+
+    Bounded; shared by all requests of a worker. Evidence is spent by reporting it, so that nobody is locked out.
+    """
+
+    def __init__(self, ttl: timedelta | None = None) -> None:
+        """Know after which age a missing history has expired rather than been lost; None: never."""
+        self._ttl = ttl
+        self._heads: OrderedDict[tuple[str, str, str], Head] = OrderedDict()
+
+    def remember(self, key: SessionKey, head: Head) -> None:
+        """Keep a head the store has acknowledged."""
+        self._heads[key.path] = head
+        self._heads.move_to_end(key.path)
+        if len(self._heads) > _REMEMBERED:
+            self._heads.popitem(last=False)
+
+    def forget(self, key: SessionKey) -> None:
+        """Drop what is known of a conversation, which has been deleted."""
+        self._heads.pop(key.path, None)
+
+    def against(self, key: SessionKey, log: Log, claimed: Head | None = None) -> HistoryLost | HistoryExpired | None:
+        """Return the error a loaded log deserves, once; None when nothing speaks against it.
+
+        Args:
+            key: The conversation.
+            log: What the store says now.
+            claimed: The head the client says it saw.
+        """
+        for head in (self._heads.get(key.path), claimed):
+            error = None if head is None else self._verdict(head, log)
+            if error is not None:
+                self.forget(key)
+                return error
+        return None
+
+    def _verdict(self, seen: Head, log: Log) -> HistoryLost | HistoryExpired | None:
+        age = datetime.now(UTC) - (time_of(seen.id) or datetime.now(UTC))
+        if not seen.epoch or seen.epoch in log.ended or age > TOMBSTONE_LIFE:
+            return None
+        revision = log.head.revision
+        same_life = seen.epoch == log.head.epoch
+        if log.expired or (not same_life and self._ttl is not None and age > self._ttl):
+            return HistoryExpired("The conversation outlived its time to live; it starts anew with the next request.", revision=revision)
+        if same_life and (log.head.n > seen.n or log.head.same(seen)):
+            return None
+        return HistoryLost(
+            f"The store had acknowledged {seen.n} entries and now has {log.head.n if same_life else 'another history'}.",
+            revision=revision,
+        )

@@ -1,0 +1,429 @@
+"""Turn: one request's part of a conversation, from taking the lease to the closing entry. All writes go through here.
+
+A turn is *staged* (messages in memory), *open* (something stored, no closing entry), and ends *closed*, *interrupted*, *abandoned*
+or *refused*. It ends once, whatever happens; every end gives the lease back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import warnings
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from math import ceil
+from typing import Any, Literal, TypeVar
+
+from convmem.evidence import Evidence
+from convmem.exceptions import (
+    ConversationBusy,
+    ConversationConflict,
+    ConversationFenced,
+    ConversationGone,
+    ConvmemError,
+    HistoryLost,
+    LimitExceeded,
+    StoreUnavailable,
+    TurnClosed,
+)
+from convmem.identifiers import new_id, new_token
+from convmem.keys import SessionKey
+from convmem.messages import Message, encode_message, encode_messages
+from convmem.stores.base import Appended, Entry, Head, Kind, Lease, Log, Outcome, Store
+from convmem.turnstile import Turnstile
+from convmem.windows import Window
+
+T = TypeVar("T")
+Policy = Literal["wait", "reject"]
+
+_PINNED = 8
+_PAUSES = (0.05, 0.2, 0.5)
+_POLL = (0.05, 0.25)
+
+
+class RepeatedTextWarning(UserWarning):
+    """Two messages with different ids but the same role and text were appended in one turn: a handler and an adapter, perhaps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """The limits of turns, in the words of the settings of the same names."""
+
+    window: Window = field(default_factory=Window)
+    ttl: timedelta | None = None
+    concurrency: Policy = "wait"
+    turn_wait: timedelta = timedelta(seconds=20)
+    lease: timedelta = timedelta(seconds=8)
+    turn_max: timedelta = timedelta(minutes=15)
+    max_waiting: int = 8
+    max_message_bytes: int = 8 * 2**20
+    max_turn_bytes: int = 16 * 2**20
+    max_turn_messages: int = 256
+
+
+class Ledger:
+    """What the turns of one worker share: the store, the rules, the turnstile, the evidence, and the writes under way."""
+
+    def __init__(self, store: Store, rules: Rules) -> None:
+        """Open nothing."""
+        self.store = store
+        self.rules = rules
+        self.turnstile = Turnstile(rules.max_waiting)
+        self.evidence = Evidence(rules.ttl)
+        self._under_way: set[asyncio.Task[Any]] = set()
+
+    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run work to its end in a task of its own: a caller that is cancelled does not take it along."""
+        return await asyncio.shield(self.start(work))
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start work that has to end even when nobody waits for it."""
+        task = asyncio.ensure_future(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()
+
+    async def drain(self, seconds: float) -> None:
+        """Wait until no write is under way, at most so long."""
+        here = asyncio.get_running_loop()
+        tasks = [task for task in self._under_way if task.get_loop() is here]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+
+
+class Turn:
+    """One attempt at one turn.
+
+    Not to be shared by requests. Within one, `stage` may be called from any thread, the rest from tasks of one event loop; saves
+    happen one after the other.
+
+    Attributes:
+        log: What was loaded at the beginning; an empty one for a conversation known to be new.
+        head: Where the log ends as far as this turn knows.
+        messages: What was appended in this turn, stored or not.
+        replayed: This turn had been completed before; nothing of it is stored again.
+        refused: Why the store refused a write of this turn, after which it has ended.
+        ended: Whether nothing can be appended any more.
+    """
+
+    def __init__(self, ledger: Ledger, key: SessionKey, *, turn_id: str | None = None) -> None:
+        """Prepare a turn; nothing is loaded and no lease is taken yet."""
+        self.ledger = ledger
+        self.key = key
+        self.id = turn_id or new_id()
+        self.log = Log()
+        self.head = Head()
+        self.messages: list[Message] = []
+        self.replayed = False
+        self.refused: ConvmemError | None = None
+        self.ended = False
+        self._named = turn_id is not None
+        self._token = new_token()
+        self._epoch = new_token()
+        self._inside = False
+        self._leased = False
+        self._staged: list[tuple[Message, bytes]] = []
+        self._pending: Entry | None = None
+        self._bytes = 0
+        self._counted = False
+        self._supersedes = False
+        self._one_at_a_time = asyncio.Lock()
+        self._beat: asyncio.TimerHandle | None = None
+        self._deadline = float("inf")
+
+    # Beginning
+
+    async def look(self, claimed: Head | None = None) -> None:
+        """Load without a lease: appending works as long as nobody else writes."""
+        self._deadline = asyncio.get_running_loop().time() + self.ledger.rules.turn_max.total_seconds()
+        await self._load(None)
+        self._judge(claimed)
+
+    async def begin(self, policy: Policy | None = None, claimed: Head | None = None) -> None:
+        """Take the lease and load, in one round trip when nobody else is in the way.
+
+        Args:
+            policy: Wait for another turn to end, or give up at once; None: as the rules say.
+            claimed: The head the client says it saw.
+
+        Raises:
+            ConversationBusy: Another turn is still running.
+            HistoryLost: The store lost what it had acknowledged.
+            HistoryExpired: The history outlived its TTL.
+            StoreUnavailable: The store did not answer.
+        """
+        rules, clock = self.ledger.rules, asyncio.get_running_loop().time
+        wait = rules.turn_wait.total_seconds() if (policy or rules.concurrency) == "wait" else 0.0
+        give_up = clock() + wait
+        await self.ledger.turnstile.enter(self.key, wait)
+        self._inside = self._leased = True
+        try:
+            await self._take_lease(give_up)
+            self._judge(claimed)
+        except BaseException:
+            self.ledger.start(self._release_quietly())
+            self._end_now()
+            raise
+        if self.replayed:
+            self._end_now()
+            return
+        self._deadline = clock() + rules.turn_max.total_seconds()
+        self._schedule_renewal()
+
+    async def _take_lease(self, give_up: float) -> None:
+        lease, clock = Lease(self._token, self.ledger.rules.lease), asyncio.get_running_loop().time
+        while True:
+            await self._load(lease)
+            holder = self.log.holder
+            if self.replayed or holder.token == self._token:
+                return
+            left = give_up - clock()
+            if left <= 0:
+                raise ConversationBusy(holder.running.total_seconds(), retry_after=max(1, ceil(holder.remaining.total_seconds())))
+            await asyncio.sleep(min(left, random.uniform(*_POLL)))  # noqa: S311 - jitter, not a secret
+
+    async def _load(self, lease: Lease | None) -> None:
+        window = self.ledger.rules.window
+        self.log = await self.ledger.store.load(
+            self.key, turns=window.turns, messages=window.messages, turn=self.id if self._named else None, lease=lease
+        )
+        self.head = self.log.head
+        found = self.log.turn
+        self.replayed = found is not None and found.state == "complete"
+        self._supersedes = found is not None and found.visible
+
+    def _judge(self, claimed: Head | None) -> None:
+        error = self.ledger.evidence.against(self.key, self.log, claimed)
+        if error is not None:
+            raise error
+
+    # Appending
+
+    def stage(self, messages: Sequence[Message], *, limited: bool = True) -> None:
+        """Append messages, all or none: encode them now, store them with the next save.
+
+        A message whose id is already in this turn is left out. `limited=False` is for text already counted by a recording.
+
+        Raises:
+            InvalidMessage: One cannot be stored and read back equal.
+            LimitExceeded: One, or the turn with them, is too large.
+            TurnClosed: The turn has ended.
+        """
+        if self.ended:
+            msg = "This turn has ended; append in `async with conversation.turn():`, which opens another one."
+            raise TurnClosed(msg)
+        known = {message.id for message in self.messages}
+        new = {message.id: message for message in reversed(messages) if message.id not in known}
+        staged = [(message, encode_message(message)) for message in reversed(new.values())]
+        size = self._bytes + sum(len(encoded) for _, encoded in staged)
+        if limited:
+            rules = self.ledger.rules
+            _limit("CONVMEM_MAX_MESSAGE_BYTES", rules.max_message_bytes, max((len(encoded) for _, encoded in staged), default=0))
+            _limit("CONVMEM_MAX_TURN_BYTES", rules.max_turn_bytes, size)
+            _limit("CONVMEM_MAX_TURN_MESSAGES", rules.max_turn_messages, len(self.messages) + len(staged))
+        for message, _ in staged:
+            self._warn_if_said(message)
+            self.messages.append(message)
+        self._bytes = size
+        self._staged += staged
+
+    def _warn_if_said(self, message: Message) -> None:
+        if message.text and any((message.role, message.content) == (other.role, other.content) for other in self.messages):
+            msg = "The same text was appended twice in one turn; does an adapter append what the handler appends too?"
+            warnings.warn(msg, RepeatedTextWarning, stacklevel=5)
+
+    def holds(self, token: str) -> bool:
+        """Return whether this is the token of this turn's lease."""
+        return token == self._token
+
+    def room(self) -> int:
+        """Return how many more bytes one message may have."""
+        return min(self.ledger.rules.max_message_bytes, self.ledger.rules.max_turn_bytes - self._bytes)
+
+    async def save(self) -> None:
+        """Store what was appended so far; the turn stays open.
+
+        Raises:
+            ConversationConflict: Somebody else wrote; this turn has ended.
+            ConversationFenced: Another turn holds the conversation; this turn has ended.
+            ConversationGone: The conversation was deleted meanwhile; this turn has ended.
+            HistoryLost: Acknowledged entries are missing; this turn has ended.
+            StoreUnavailable: The store did not answer. What was appended stays appended, and the next save tries again.
+        """
+        if self._staged or self._pending:
+            await self.ledger.finish(self._locked(self._write(closing=False, release=False)))
+
+    async def reset(self) -> None:
+        """Take the whole history out of sight; it stays in the log. What was appended and not saved comes after. Errors as in `save`."""
+        if self.ended:
+            msg = "This turn has ended; clear the conversation in `async with conversation.turn():`, which opens another one."
+            raise TurnClosed(msg)
+        await self.ledger.finish(self._locked(self._append(self._reset_entry())))
+
+    async def delete(self) -> bool:
+        """End the conversation's life, and with it this turn; return whether there was one."""
+        self._staged.clear()
+        existed = await self.ledger.finish(self._locked(self.ledger.store.delete(self.key)))
+        self.ledger.evidence.forget(self.key)
+        self._end_now()
+        return existed
+
+    # Ending
+
+    async def close(self) -> None:
+        """End the turn, whole. Errors as in `save`."""
+        if not self.ended:
+            await self.ledger.finish(self._end(closing=True))
+
+    async def interrupt(self) -> None:
+        """End the turn with what it has; it reads as interrupted. Errors as in `save`."""
+        if not self.ended:
+            await self.ledger.finish(self._end(closing=False))
+
+    async def abandon(self) -> None:
+        """End the turn and store nothing more. Raises nothing."""
+        if not self.ended:
+            self._staged.clear()
+            self._pending = None
+            await self.ledger.finish(self._end(closing=False))
+
+    async def _end(self, *, closing: bool) -> None:
+        try:
+            await self._locked(self._write(closing=closing, release=self._leased))
+        except StoreUnavailable:
+            if self._leased:
+                self.ledger.start(self._locked(self._release_quietly()))
+            raise
+        finally:
+            self._end_now()
+
+    def _end_now(self) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        if self._beat is not None:
+            self._beat.cancel()
+        if self._inside:
+            self._inside = False
+            self.ledger.turnstile.leave(self.key)
+
+    async def _release_quietly(self) -> None:
+        """A lease that cannot be given back runs out."""
+        with suppress(StoreUnavailable):
+            await self.ledger.store.release(self.key, self._token)
+
+    # Writing, one at a time
+
+    async def _locked(self, work: Coroutine[Any, Any, T]) -> T:
+        async with self._one_at_a_time:
+            return await work
+
+    async def _write(self, *, closing: bool, release: bool) -> None:
+        """Store what is pending, then what is staged; an empty entry closes a turn that is already stored."""
+        if self.refused is not None:
+            raise self.refused
+        if self._pending is not None:
+            await self._append(self._pending)
+        if self._staged or (closing and self._counted):
+            staged, self._staged = self._staged, []
+            await self._append(self._entry(staged, closing=closing), release=release)
+        elif release:
+            await self._release_quietly()
+
+    async def _append(self, entry: Entry, *, release: bool = False) -> None:
+        self._pending = entry
+        if asyncio.get_running_loop().time() > self._deadline:
+            await self._refuse(ConversationFenced("The turn ran longer than CONVMEM_TURN_MAX; nothing more of it is stored."))
+        appended = await self._persist(entry, release=release)
+        self._pending = None
+        match appended.outcome:
+            case Outcome.STORED | Outcome.DUPLICATE:
+                self.head = appended.head
+                self._counted = entry.kind is Kind.TURN
+                self._supersedes = False
+                self.ledger.evidence.remember(self.key, self.head)
+            case Outcome.CONFLICT:
+                await self._refuse(ConversationConflict("Somebody else wrote to the conversation after this request had loaded it."))
+            case Outcome.FENCED:
+                await self._refuse(ConversationFenced("Another turn holds the conversation; this one came too late."))
+            case Outcome.GONE:
+                self.ledger.evidence.forget(self.key)
+                await self._refuse(ConversationGone("The conversation was deleted while this request was at work."))
+            case Outcome.GAP:
+                self.ledger.evidence.forget(self.key)
+                msg = "The store no longer has the entries this request had loaded."
+                await self._refuse(HistoryLost(msg, revision=appended.head.revision))
+
+    async def _persist(self, entry: Entry, *, release: bool) -> Appended:
+        """Append, and repeat the very same entry while the outcome is unknown."""
+        for pause in (*_PAUSES, None):
+            try:
+                return await self.ledger.store.append(self.key, self.head, entry, ttl=self.ledger.rules.ttl, release=release)
+            except StoreUnavailable as error:
+                if pause is None or not error.unknown:
+                    raise
+                await asyncio.sleep(pause)
+        raise AssertionError
+
+    async def _refuse(self, error: ConvmemError) -> None:
+        """End the turn after a refusal, unless another attempt has completed it: then it is replayed."""
+        self._pending = None
+        self._staged.clear()
+        if self._leased:
+            await self._release_quietly()
+        self._end_now()
+        if self._named:
+            await self._load(None)
+            if self.replayed:
+                return
+        self.refused = error
+        raise error
+
+    def _entry(self, staged: list[tuple[Message, bytes]], *, closing: bool) -> Entry:
+        n, head = self.head.n + 1, self.head
+        has_system = any(message.role == "system" for message, _ in staged)
+        return Entry(
+            id=new_id(),
+            turn=self.id,
+            token=self._token,
+            epoch=head.epoch or self._epoch,
+            body=encode_messages(encoded for _, encoded in staged),
+            count=len(staged),
+            closing=closing,
+            turns=head.turns + (0 if self._counted or self._supersedes else 1),
+            start=head.start,
+            pinned=(*head.pinned, n)[-_PINNED:] if has_system else head.pinned,
+        )
+
+    def _reset_entry(self) -> Entry:
+        identifier, epoch, n = new_id(), self.head.epoch or self._epoch, self.head.n + 1
+        return Entry(identifier, identifier, self._token, epoch, kind=Kind.RESET, closing=True, turns=0, start=n)
+
+    # The lease, held by a timer
+
+    def _schedule_renewal(self) -> None:
+        pause = self.ledger.rules.lease.total_seconds() / 3
+        self._beat = asyncio.get_running_loop().call_later(pause, self._renew_soon)
+
+    def _renew_soon(self) -> None:
+        if not self.ended and asyncio.get_running_loop().time() < self._deadline:
+            self.ledger.start(self._locked(self._renew()))
+            self._schedule_renewal()
+
+    async def _renew(self) -> None:
+        """Renew under the lock, so that a renewal never takes back what an ending has released."""
+        if not self.ended:
+            with suppress(StoreUnavailable):
+                await self.ledger.store.renew(self.key, Lease(self._token, self.ledger.rules.lease), self.head)
+
+
+def _limit(setting: str, allowed: int, actual: int) -> None:
+    if actual > allowed:
+        raise LimitExceeded(setting, allowed, actual)

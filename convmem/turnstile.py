@@ -1,0 +1,79 @@
+"""Turnstile: lets one turn of a conversation through at a time, in this process, in the order they came."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from convmem.exceptions import ConversationBusy
+from convmem.keys import SessionKey
+
+
+class Turnstile:
+    """A queue for each conversation that is in use in this process; nobody polls, and whoever leaves hands over directly.
+
+    Waiters may be in different event loops.
+    """
+
+    def __init__(self, max_waiting: int) -> None:
+        """Allow this many to wait for one conversation."""
+        self._max_waiting = max_waiting
+        self._queues: dict[tuple[str, str, str], deque[asyncio.Future[None]]] = {}
+
+    def occupied(self, key: SessionKey) -> bool:
+        """Return whether a turn of this conversation is inside."""
+        return key.path in self._queues
+
+    async def enter(self, key: SessionKey, seconds: float) -> None:
+        """Go through, or wait for at most so many seconds; 0 waits for nobody.
+
+        Raises:
+            ConversationBusy: The time is over, or too many wait already.
+        """
+        queue = self._queues.get(key.path)
+        if queue is None:
+            self._queues[key.path] = deque()
+            return
+        if seconds <= 0 or len(queue) >= self._max_waiting:
+            raise ConversationBusy
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue.append(waiting)
+        try:
+            async with asyncio.timeout(seconds):
+                await waiting
+        except BaseException as error:
+            if waiting.done() and not waiting.cancelled():
+                self.leave(key)
+            elif waiting in queue:
+                queue.remove(waiting)
+            if isinstance(error, TimeoutError):
+                raise ConversationBusy(seconds) from None
+            raise
+
+    def leave(self, key: SessionKey) -> None:
+        """Let the next one in."""
+        queue = self._queues[key.path]
+        while queue:
+            waiting = queue.popleft()
+            loop = waiting.get_loop()
+            if waiting.cancelled() or loop.is_closed():
+                continue
+            if loop is _running_loop():
+                waiting.set_result(None)
+            else:
+                loop.call_soon_threadsafe(self._hand_over, key, waiting)
+            return
+        del self._queues[key.path]
+
+    def _hand_over(self, key: SessionKey, waiting: asyncio.Future[None]) -> None:
+        if waiting.done():
+            self.leave(key)
+        else:
+            waiting.set_result(None)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
