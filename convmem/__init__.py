@@ -11,41 +11,63 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from convmem.access import conversations, current_conversation, get_conversation, new_session_id, open_conversation
-    from convmem.config import Settings, open_store
-    from convmem.conversation import Conversation
-    from convmem.exceptions import (
-        ConfigurationError,
-        ConversationBusy,
-        ConversationConflict,
-        ConversationFenced,
-        ConversationGone,
-        ConversationNotLoaded,
-        ConvmemError,
-        CorruptEntry,
-        CrossSite,
-        HistoryExpired,
-        HistoryLost,
-        IdentityOrderError,
-        InvalidIdentity,
-        InvalidMessage,
-        LimitExceeded,
-        NoConversation,
-        PrincipalConflict,
-        SessionNotTrusted,
-        StoreUnavailable,
-        TurnClosed,
-        UnknownConversation,
-        VisitorTooLate,
+    from convmem.access import (
+        conversations as conversations,
+        current_conversation as current_conversation,
+        get_conversation as get_conversation,
+        new_session_id as new_session_id,
+        open_conversation as open_conversation,
     )
-    from convmem.identity import Identity, Resolver, from_callable, from_header, from_path, from_query, from_user, from_visitor
-    from convmem.keys import SessionKey
-    from convmem.messages import ImagePart, Message, Part, Role, TextPart, ToolCall
-    from convmem.middleware import ConversationMiddleware
-    from convmem.stores.base import Store
-    from convmem.stores.memory import MemoryStore
-    from convmem.stores.sqlite import SQLiteStore
-    from convmem.windows import Window
+    from convmem.config import Settings as Settings, open_store as open_store
+    from convmem.conversation import Conversation as Conversation
+    from convmem.exceptions import (
+        ConfigurationError as ConfigurationError,
+        ConversationBusy as ConversationBusy,
+        ConversationConflict as ConversationConflict,
+        ConversationFenced as ConversationFenced,
+        ConversationGone as ConversationGone,
+        ConversationNotLoaded as ConversationNotLoaded,
+        ConvmemError as ConvmemError,
+        CorruptEntry as CorruptEntry,
+        CrossSite as CrossSite,
+        HistoryExpired as HistoryExpired,
+        HistoryLost as HistoryLost,
+        IdentityOrderError as IdentityOrderError,
+        InvalidIdentity as InvalidIdentity,
+        InvalidMessage as InvalidMessage,
+        LimitExceeded as LimitExceeded,
+        NoConversation as NoConversation,
+        PrincipalConflict as PrincipalConflict,
+        SessionNotTrusted as SessionNotTrusted,
+        StoreUnavailable as StoreUnavailable,
+        TurnClosed as TurnClosed,
+        UnknownConversation as UnknownConversation,
+        VisitorTooLate as VisitorTooLate,
+    )
+    from convmem.identity import (
+        Identity as Identity,
+        Resolver as Resolver,
+        from_callable as from_callable,
+        from_header as from_header,
+        from_path as from_path,
+        from_query as from_query,
+        from_user as from_user,
+        from_visitor as from_visitor,
+    )
+    from convmem.keys import SessionKey as SessionKey
+    from convmem.messages import (
+        ImagePart as ImagePart,
+        Message as Message,
+        Part as Part,
+        Role as Role,
+        TextPart as TextPart,
+        ToolCall as ToolCall,
+    )
+    from convmem.middleware import ConversationMiddleware as ConversationMiddleware
+    from convmem.stores.base import Store as Store
+    from convmem.stores.memory import MemoryStore as MemoryStore
+    from convmem.stores.sqlite import SQLiteStore as SQLiteStore
+    from convmem.windows import Window as Window
 
 _HOMES = {
     "convmem.access": ("conversations", "current_conversation", "get_conversation", "new_session_id", "open_conversation"),
@@ -86,9 +108,7 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [  # noqa: PLE0604 - the names are in _HOMES
-    *_HOME_OF,
-]
+__all__ = list(_HOME_OF)
 
 
 def __getattr__(name: str) -> object:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol, TypeVar
 
 from convmem import windows
-from convmem.exceptions import ConversationBusy, ConversationNotLoaded, CorruptEntry, InvalidMessage, TurnClosed
+from convmem.exceptions import ConversationBusy, ConversationNotLoaded, ConvmemError, CorruptEntry, InvalidMessage, TurnClosed
 from convmem.keys import SessionKey
 from convmem.messages import Message, decode_messages
 from convmem.recording import Recording, each
-from convmem.stores.base import StoredEntry
+from convmem.stores.base import Log, StoredEntry
 from convmem.turns import Ledger, Turn
 
 C = TypeVar("C")
@@ -25,6 +26,13 @@ class Gate(Protocol):
     def touch(self) -> None:
         """Note that the conversation is used; raise what stands in the way of that."""
 
+    def raised(self, error: ConvmemError) -> None:
+        """Note an error a handler is given, to answer with it should the handler let it through."""
+
+    @property
+    def issue_session_id(self) -> Callable[[str, str], str]:
+        """Hands out an id for an owner and a tenant."""
+
     async def load(self, owner: str | None, session_id: str | None) -> Turn:
         """Resolve, load, and take the lease where the route takes one."""
 
@@ -34,19 +42,22 @@ class Conversation:
 
     Not to be shared by requests; within one, its members may be used from any task and, `append` and the properties, from any
     thread. Every member raises the error that kept the conversation from being loaded: `StoreUnavailable`, `InvalidIdentity`, ….
+
+    Attributes:
+        degraded: Whether the store is down and the app runs without memory (``CONVMEM_ON_STORE_ERROR=degrade``): nothing is stored.
+        ledger: The worker's side of it. Not for apps.
     """
 
     def __init__(
         self, ledger: Ledger, turn: Turn | None, gate: Gate | None = None, *, degraded: bool = False, outside: bool = False
     ) -> None:
         """Take a turn that has begun; None when `load` is to begin it. Apps do not call this."""
-        self._ledger = ledger
+        self.ledger = ledger
         self._turn = turn
         self._gate = gate
-        self._outside = outside
-        self._degraded = degraded
+        self.degraded = degraded
         self._recordings: list[Recording[Any]] = []
-        self._decoded: tuple[Turn, tuple[windows.Turn, ...], tuple[Message, ...], tuple[int, ...]] | None = None
+        self._decoded: tuple[Log, tuple[windows.Turn, ...], tuple[Message, ...], tuple[int, ...]] | None = None
 
     # Who and which
 
@@ -142,12 +153,6 @@ class Conversation:
         """Whether this very turn had been completed before; `messages` has its answer, and nothing is stored again."""
         return self._used.replayed
 
-    @property
-    def degraded(self) -> bool:
-        """Whether the store is down and the app runs without memory (``CONVMEM_ON_STORE_ERROR=degrade``): nothing is stored."""
-        self._pass_gate()
-        return self._degraded
-
     # What a handler does
 
     def append(self, *messages: Message) -> None:
@@ -160,16 +165,13 @@ class Conversation:
             LimitExceeded: One, or the turn with it, is too large.
             TurnClosed: The turn has ended.
         """
-        turn = self._used
-        if self._outside:
-            msg = "Append inside `async with conversation.turn():`; here no turn is open."
-            raise TurnClosed(msg)
-        for message in messages:
-            if not isinstance(message, Message):
-                field = "append(message)"
-                reason = f"a {type(message).__name__} is no Message; use Message.user(text), Message.assistant(text), …"
-                raise InvalidMessage(field, reason)
-        turn.stage(messages)
+        with self._reporting():
+            for message in messages:
+                if not isinstance(message, Message):
+                    field = "append(message)"
+                    reason = f"a {type(message).__name__} is no Message; use Message.user(text), Message.assistant(text), …"
+                    raise InvalidMessage(field, reason)
+            self._used.stage(messages)
 
     async def load(self, *, owner: str | None = None, session_id: str | None = None) -> None:
         """Load the conversation, where loading is deferred; elsewhere move to another one before anything is appended.
@@ -184,16 +186,17 @@ class Conversation:
             ConversationBusy: Another turn is still running.
             StoreUnavailable: The store did not answer.
         """
-        if self._gate is None:
-            msg = "This conversation is loaded; open another with open_conversation(key)."
-            raise TurnClosed(msg)
-        if self._turn is not None and self._turn.messages:
-            msg = "Something was appended already; call load() first."
-            raise TurnClosed(msg)
-        previous, self._turn = self._turn, None
-        if previous is not None:
-            await previous.abandon()
-        self._turn = await self._gate.load(owner, session_id)
+        with self._reporting():
+            if self._gate is None:
+                msg = "This conversation is loaded; open another with open_conversation(key)."
+                raise TurnClosed(msg)
+            if self._turn is not None and self._turn.messages:
+                msg = "Something was appended already; call load() first."
+                raise TurnClosed(msg)
+            previous, self._turn = self._turn, None
+            if previous is not None:
+                await previous.abandon()
+            self._turn = await self._gate.load(owner, session_id)
 
     async def save(self) -> None:
         """Make what was appended durable now: before an expensive call, before an end marker such as ``[DONE]``.
@@ -207,7 +210,8 @@ class Conversation:
             HistoryLost: The store no longer has what this request had loaded.
             StoreUnavailable: The store did not answer; the next save tries again.
         """
-        await self._used.save()
+        with self._reporting():
+            await self._used.save()
 
     async def record(
         self, stream: AsyncIterable[C] | Iterable[C], *, text: Callable[[C], str | None] | None = None
@@ -225,29 +229,30 @@ class Conversation:
             InvalidMessage: A chunk is no text, and there is no `text`.
             LimitExceeded: The answer is larger than a message may be.
         """
-        turn = self._used
-        await turn.save()
-        recording = Recording(text, turn.room())
+        with self._reporting():
+            turn = self._used
+            await turn.save()
+            recording = Recording(text, turn.room())
         self._recordings.append(recording)
         async for chunk in each(stream):
-            recording.add(chunk)
+            with self._reporting():
+                recording.add(chunk)
             yield chunk
         recording.finished = True
         self._take(recording)
 
     async def clear(self) -> None:
         """Begin the history anew. What was said before stays in the log until the conversation is deleted. Errors as in `save`."""
-        await self._used.reset()
-        self._decoded = None
+        with self._reporting():
+            await self._used.reset()
 
     async def delete(self) -> bool:
         """Delete the conversation, and end this turn with it; return whether there was one.
 
         A turn that runs elsewhere at the same time will find it gone and store nothing.
         """
-        existed = await self._used.delete()
-        self._decoded = None
-        return existed
+        with self._reporting():
+            return await self._used.delete()
 
     @asynccontextmanager
     async def turn(self) -> AsyncGenerator[Conversation, None]:
@@ -259,23 +264,60 @@ class Conversation:
         Raises:
             ConversationBusy: Another turn is still running, this request's own included.
         """
-        before = self._used
-        if not before.ended and not self._outside:
-            raise ConversationBusy(own_turn=True)
-        turn = Turn(self._ledger, before.key)
-        await turn.begin()
-        outside, self._outside, self._turn, self._recordings = self._outside, False, turn, []
+        with self._reporting():
+            before = self._used
+            if not before.ended:
+                raise ConversationBusy(own_turn=True)
+            turn = Turn(self.ledger, before.key)
+            await turn.begin()
+        self._turn, self._recordings = turn, []
         try:
             yield self
+        except asyncio.CancelledError:
+            await self.interrupt()
+            raise
         except BaseException:
             await self.break_off()
             raise
         else:
-            await self.finish()
-        finally:
-            self._outside = outside
+            with self._reporting():
+                await self.finish()
 
     # What the middleware does
+
+    def take(self) -> None:
+        """Note that a handler has this conversation; raise what stands in the way of that."""
+        if self._gate is not None:
+            with self._reporting():
+                self._gate.touch()
+
+    async def keep(self) -> None:
+        """Store what was appended, before a response without a length begins."""
+        if self._turn is not None and not self._turn.ended:
+            await self._turn.save()
+
+    def runs(self, key: SessionKey) -> bool:
+        """Return whether this is that conversation, with its turn still open."""
+        return self._turn is not None and not self._turn.ended and self._turn.key == key
+
+    @property
+    def seen(self) -> Turn | None:
+        """The turn, for headers and logs: nothing is touched."""
+        return self._turn
+
+    @property
+    def recorded(self) -> bool:
+        """Whether there was a recording, and all came to their end."""
+        return bool(self._recordings) and all(recording.finished for recording in self._recordings)
+
+    @property
+    def issue_session_id(self) -> Callable[[str, str], str] | None:
+        """How the middleware around this request hands out ids."""
+        return None if self._gate is None else self._gate.issue_session_id
+
+    def adopt(self, turn: Turn) -> None:
+        """Take the turn of a visitor who was not known when the conversation was made."""
+        self._turn = turn
 
     async def finish(self) -> None:
         """End the turn, whole. A recording that did not come to its end makes it an interrupted one."""
@@ -296,6 +338,11 @@ class Conversation:
             self._take(recording)
         await turn.interrupt()
 
+    async def abandon(self) -> None:
+        """End the turn and store nothing more."""
+        if self._turn is not None:
+            await self._turn.abandon()
+
     async def break_off(self) -> None:
         """End the turn after an error: with what was recorded, if anything was; else store nothing more."""
         turn = self._turn
@@ -313,35 +360,46 @@ class Conversation:
 
     # Behind the properties
 
-    def _pass_gate(self) -> None:
-        if self._gate is not None:
-            self._gate.touch()
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
+        except ConvmemError as error:
+            if self._gate is not None:
+                self._gate.raised(error)
+            raise
 
     @property
     def _used(self) -> Turn:
-        self._pass_gate()
-        if self._turn is None:
-            msg = "Loading is deferred on this route: `await conversation.load(owner=…, session_id=…)` before reading or appending."
-            raise ConversationNotLoaded(msg)
-        return self._turn
+        with self._reporting():
+            if self._gate is not None:
+                self._gate.touch()
+            if self._turn is None:
+                msg = "Loading is deferred on this route: `await conversation.load(owner=…, session_id=…)` before reading or appending."
+                raise ConversationNotLoaded(msg)
+            return self._turn
 
     @property
     def _turns(self) -> tuple[windows.Turn, ...]:
         return self._history[1]
 
     @property
-    def _history(self) -> tuple[Turn, tuple[windows.Turn, ...], tuple[Message, ...], tuple[int, ...]]:
+    def _history(self) -> tuple[Log, tuple[windows.Turn, ...], tuple[Message, ...], tuple[int, ...]]:
         turn = self._used
-        if self._decoded is None or self._decoded[0] is not turn:
-            self._decoded = (turn, *_decode(turn))
+        if self._decoded is None or self._decoded[0] is not turn.log:
+            self._decoded = (turn.log, *_decode(turn))
         return self._decoded
 
     @property
     def _view(self) -> windows.View:
-        turn, turns, pinned, _ = self._history
+        turn = self._used
+        _, turns, pinned, _ = self._history
         if turn.head.start > turn.log.head.start:
             return windows.View((), 0, cut=False)
-        return windows.view(turns, self._ledger.rules.window, pinned=pinned)
+        view = windows.view(turns, self.ledger.rules.window, pinned=pinned)
+        if turn.log.head.turns - view.turns == 1:
+            logger.info("conversation %s has outgrown its window: the model no longer sees the first turn", turn.key.digest)
+        return view
 
 
 def _decode(turn: Turn) -> tuple[tuple[windows.Turn, ...], tuple[Message, ...], tuple[int, ...]]:

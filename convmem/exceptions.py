@@ -20,7 +20,6 @@ class ConvmemError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "convmem_error"
     title: ClassVar[str] = "The conversation could not be used"
-    public: ClassVar[bool] = False
     retry_after: int | None = None
 
     def facts(self) -> dict[str, str | int | float | bool]:
@@ -70,7 +69,6 @@ class ConversationBusy(ConvmemError):
     status = 409
     code = "conversation_busy"
     title = "Another turn of this conversation is still running"
-    public = True
 
     def __init__(self, running_seconds: float = 0.0, *, retry_after: int = 1, own_turn: bool = False) -> None:
         """Say how long the other turn has run and when to come back."""
@@ -91,7 +89,6 @@ class ConversationConflict(ConvmemError):
     status = 409
     code = "conversation_conflict"
     title = "The conversation was changed meanwhile"
-    public = True
 
 
 class ConversationFenced(ConvmemError):
@@ -100,7 +97,6 @@ class ConversationFenced(ConvmemError):
     status = 409
     code = "conversation_fenced"
     title = "This turn took too long and another one goes on"
-    public = True
 
 
 class ConversationGone(ConvmemError):
@@ -109,7 +105,6 @@ class ConversationGone(ConvmemError):
     status = 410
     code = "conversation_gone"
     title = "The conversation was deleted meanwhile"
-    public = True
 
 
 class HistoryLost(ConvmemError):
@@ -118,7 +113,6 @@ class HistoryLost(ConvmemError):
     status = 409
     code = "history_lost"
     title = "The store lost part of this conversation"
-    public = True
 
     def __init__(self, message: str, *, revision: str = "") -> None:
         """Say what is missing; `revision` is what the store has now."""
@@ -136,7 +130,6 @@ class HistoryExpired(ConvmemError):
     status = 409
     code = "history_expired"
     title = "This conversation has expired"
-    public = True
 
     def __init__(self, message: str, *, revision: str = "") -> None:
         """Say what expired; `revision` is what the store has now."""
@@ -154,7 +147,6 @@ class InvalidIdentity(ConvmemError, ValueError):
     status = 400
     code = "invalid_identity"
     title = "The conversation's identity cannot be used"
-    public = True
 
 
 class SessionNotTrusted(InvalidIdentity):
@@ -170,7 +162,6 @@ class PrincipalConflict(ConvmemError):
     status = 401
     code = "principal_conflict"
     title = "Two different principals are signed in"
-    public = True
 
 
 class CrossSite(ConvmemError):
@@ -179,7 +170,6 @@ class CrossSite(ConvmemError):
     status = 403
     code = "identity_cross_site"
     title = "The browser withheld the visitor's cookie"
-    public = True
 
 
 class UnknownConversation(ConvmemError):
@@ -188,7 +178,6 @@ class UnknownConversation(ConvmemError):
     status = 404
     code = "unknown_conversation"
     title = "There is no such conversation"
-    public = True
 
 
 class LimitExceeded(ConvmemError):
@@ -203,7 +192,6 @@ class LimitExceeded(ConvmemError):
     status = 413
     code = "limit_exceeded"
     title = "The message is too large"
-    public = True
 
     def __init__(self, limit: str, allowed: int, actual: int) -> None:
         """Name the limit, its value and what was asked for."""

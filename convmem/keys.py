@@ -58,6 +58,14 @@ class SessionKey:
         """Return the address of a user's conversation, the one that user reaches in the web app."""
         return cls(f"user:{identity}", session_id, tenant)
 
+    @classmethod
+    def reserved(cls, purpose: str) -> SessionKey:
+        """Return an address no owner can have, for what convmem itself keeps in a store."""
+        key = object.__new__(cls)
+        for name, value in (("owner", f"convmem:{purpose}"), ("session_id", DEFAULT_SESSION), ("tenant", "")):
+            object.__setattr__(key, name, value)
+        return key
+
     @cached_property
     def path(self) -> tuple[str, str, str]:
         """Tenant, owner and session id in printable ASCII, for a store's keys and columns: different parts, different text.

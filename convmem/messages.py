@@ -129,22 +129,22 @@ class Message(_Frozen):
     _state: State = PrivateAttr(default="complete")
 
     @classmethod
-    def user(cls, content: str | Sequence[Part], **fields: Any) -> Message:  # noqa: ANN401 - the model's own fields
+    def user(cls, content: str | Sequence[Part], **fields: Any) -> Message:
         """Return what a person says."""
         return cls(role="user", content=content, **fields)  # type: ignore[arg-type]
 
     @classmethod
-    def assistant(cls, content: str | Sequence[Part] = "", **fields: Any) -> Message:  # noqa: ANN401
+    def assistant(cls, content: str | Sequence[Part] = "", **fields: Any) -> Message:
         """Return what a model says, or wants called."""
         return cls(role="assistant", content=content, **fields)  # type: ignore[arg-type]
 
     @classmethod
-    def system(cls, content: str | Sequence[Part], **fields: Any) -> Message:  # noqa: ANN401
+    def system(cls, content: str | Sequence[Part], **fields: Any) -> Message:
         """Return what the app tells the model; it stays in every window."""
         return cls(role="system", content=content, **fields)  # type: ignore[arg-type]
 
     @classmethod
-    def tool(cls, content: str | Sequence[Part], *, tool_call_id: str, **fields: Any) -> Message:  # noqa: ANN401
+    def tool(cls, content: str | Sequence[Part], *, tool_call_id: str, **fields: Any) -> Message:
         """Return the result of a tool call."""
         return cls(role="tool", content=content, tool_call_id=tool_call_id, **fields)  # type: ignore[arg-type]
 
@@ -207,7 +207,7 @@ def decode_messages(body: bytes) -> list[Message]:
         documents = json.loads(body)
         if not isinstance(documents, list):
             msg = "not a list of messages"
-            raise ValueError(msg)  # noqa: TRY301, TRY004 - one kind of error for every damage
+            raise ValueError(msg)  # noqa: TRY004 - one kind of error for every damage
         return [_message(document) for document in documents]
     except (ValidationError, InvalidMessage, KeyError, TypeError, AttributeError, RecursionError) as error:
         msg = f"not a list of messages: {type(error).__name__}"
@@ -323,7 +323,7 @@ def _plain(text: str) -> bool:
     return True
 
 
-def _unpack(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+def _unpack(value: Any) -> Any:
     if isinstance(value, list):
         return [_unpack(item) for item in value]
     if not isinstance(value, dict):

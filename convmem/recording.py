@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from convmem.exceptions import InvalidMessage, LimitExceeded
 
 C = TypeVar("C")
-_END = object()
 
 
 class FramedStreamWarning(UserWarning):
@@ -80,5 +79,12 @@ async def each(stream: AsyncIterable[C] | Iterable[C]) -> AsyncIterator[C]:
                 await close()
         return
     steps = iter(stream)
-    while (chunk := await asyncio.to_thread(next, steps, _END)) is not _END:
-        yield chunk  # type: ignore[misc]
+    while (step := await asyncio.to_thread(_step, steps)) is not None:
+        yield step[0]
+
+
+def _step(steps: Iterator[C]) -> tuple[C] | None:
+    """Return the next chunk, boxed; StopIteration cannot leave a thread."""
+    for chunk in steps:
+        return (chunk,)
+    return None

@@ -272,6 +272,7 @@ class Turn:
         self._staged.clear()
         existed = await self.ledger.finish(self._locked(self.ledger.store.delete(self.key)))
         self.ledger.evidence.forget(self.key)
+        self.log, self.head = Log(), Head()
         self._end_now()
         return existed
 

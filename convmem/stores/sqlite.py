@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from importlib import resources
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 from urllib.parse import quote
 
 from convmem.exceptions import StoreUnavailable
@@ -358,7 +358,7 @@ def _pinned(link: sqlite3.Connection, row: _Row, before: int) -> Iterator[Stored
                 yield _stored(row.head.epoch, found)
 
 
-def _stored(epoch: str, columns: tuple[object, ...]) -> StoredEntry:
+def _stored(epoch: str, columns: tuple[Any, ...]) -> StoredEntry:
     identifier, entry, turn, token, kind, closing, count, turns, start, pinned, hides, format_, key_id, stored, body = columns
     return StoredEntry(
         identifier & (1 << _POSITION_BITS) - 1,

@@ -1,0 +1,163 @@
+"""Ways to a conversation: in a request, in code that has no request, and outside of any."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+
+from starlette.requests import HTTPConnection
+
+from convmem.config import Settings, open_store
+from convmem.context import current
+from convmem.conversation import Conversation
+from convmem.exceptions import ConfigurationError, NoConversation
+from convmem.exchange import SCOPE_KEY
+from convmem.identity import KeyRing, new_session_id as _new_session_id
+from convmem.keys import SessionKey
+from convmem.middleware import rules_of
+from convmem.routes import Routes
+from convmem.stores.base import Page, Store
+from convmem.turns import Ledger, Turn
+
+_INSTALL = "app.add_middleware(ConversationMiddleware)"
+
+
+async def get_conversation(source: HTTPConnection) -> Conversation:
+    """Return the conversation of a request; usable as a FastAPI dependency: ``Annotated[Conversation, Depends(get_conversation)]``.
+
+    Args:
+        source: A request or WebSocket; at run time also an ASGI scope, or anything with a ``scope``.
+
+    Raises:
+        NoConversation: The middleware is missing, or does not cover this path; the message has the line to change.
+        ConvmemError: Whatever kept the conversation from being loaded.
+    """
+    found = _in_scope(source)
+    if isinstance(found, Routes):
+        msg = f"This path has no conversation: ConversationMiddleware covers {found.described}; add it to paths=[...]."
+        raise NoConversation(msg)
+    return _taken(found if isinstance(found, Conversation) else current.get())
+
+
+def current_conversation() -> Conversation:
+    """Return the conversation of the request in whose context this code runs. Errors as in `get_conversation`."""
+    return _taken(current.get())
+
+
+def _taken(conversation: Conversation | None) -> Conversation:
+    if conversation is None:
+        msg = f"There is no conversation here: add {_INSTALL}, and this path to its paths=[...]; outside a request use open_conversation(key)."
+        raise NoConversation(msg)
+    conversation.take()
+    return conversation
+
+
+def _in_scope(source: object) -> object:
+    if isinstance(source, Mapping):
+        return source.get(SCOPE_KEY)
+    scope = getattr(source, "scope", None)
+    if scope is None:
+        scope = getattr(getattr(source, "transport", None), "scope", None)
+    return scope.get(SCOPE_KEY) if isinstance(scope, Mapping) else None
+
+
+@asynccontextmanager
+async def open_conversation(key: SessionKey, *, store: Store | None = None) -> AsyncGenerator[Conversation, None]:
+    """Open a turn outside a request: in a job, a script, a notebook, a webhook. The same rules as for a request's turn.
+
+    The turn is stored when the block ends. When it raises, what `save` and `record` have stored stays and reads as
+    interrupted, and the rest is dropped.
+
+    Args:
+        key: The conversation; ``SessionKey.for_user("42")`` is the default one of that user.
+        store: None: inside a request the one of the middleware, else the one of ``CONVMEM_STORE``, closed at the end.
+
+    Raises:
+        ConversationBusy: Another turn is still running.
+        StoreUnavailable: The store did not answer.
+        ConfigurationError: The environment's settings cannot work.
+    """
+    async with _ledger(store) as ledger:
+        turn = Turn(ledger, key)
+        await turn.begin()
+        conversation = Conversation(ledger, turn)
+        before = current.set(conversation)
+        try:
+            yield conversation
+        except asyncio.CancelledError:
+            await conversation.interrupt()
+            raise
+        except BaseException:
+            await conversation.break_off()
+            raise
+        else:
+            await conversation.finish()
+        finally:
+            current.reset(before)
+
+
+async def conversations(owner: str, *, tenant: str = "", store: Store | None = None, after: str | None = None, limit: int = 50) -> Page:
+    """Return an owner's conversations, the last written first; for a visitor as for a user.
+
+    Args:
+        owner: Such as ``conversation.owner``, or ``user:42``.
+        tenant: As in the key.
+        store: As in `open_conversation`.
+        after: `Page.after` of the page before.
+        limit: At most this many, 1 to 1000.
+
+    Raises:
+        InvalidIdentity: `owner` or `tenant` has another form.
+        ValueError: `after` is not from a page, or `limit` is out of range.
+        StoreUnavailable: The store did not answer.
+    """
+    if not 1 <= limit <= _MOST_LISTED:
+        msg = f"limit is {limit}; use 1 to {_MOST_LISTED}, and after= for the next page."
+        raise ValueError(msg)
+    async with _ledger(store) as ledger:
+        return await ledger.store.list(owner, tenant=tenant, after=after, limit=limit)
+
+
+def new_session_id(owner: str, *, tenant: str = "") -> str:
+    """Return a fresh id for a conversation of this owner; nothing is stored.
+
+    Under ``CONVMEM_CLIENT_IDS=issued`` the id ends in a MAC over owner and tenant, so that the middleware knows it again.
+
+    Raises:
+        ConfigurationError: Outside a request, ids are signed, and the key is kept in the store: set ``CONVMEM_SECRET_KEY``.
+    """
+    conversation = current.get()
+    issue = conversation.issue_session_id if conversation is not None else None
+    if issue is not None:
+        return issue(owner, tenant)
+    settings = Settings.from_environment()
+    issued = settings.client_ids == "issued"
+    if issued and not settings.signing_keys:
+        msg = "CONVMEM_CLIENT_IDS is issued and the signing key is in the store; outside a request, set CONVMEM_SECRET_KEY."
+        raise ConfigurationError(msg)
+    return _new_session_id(owner, tenant, keyring=KeyRing(settings.signing_keys) if issued else None, issued=issued)
+
+
+_MOST_LISTED = 1000
+
+
+@asynccontextmanager
+async def _ledger(store: Store | None) -> AsyncGenerator[Ledger, None]:
+    """Return the ledger to work with: of the middleware around this code, over a store given, or over the environment's."""
+    conversation = current.get()
+    if conversation is not None and (store is None or store is conversation.ledger.store):
+        yield conversation.ledger
+        return
+    settings = Settings.from_environment()
+    opened = store or open_store(settings.store_url, namespace=settings.namespace)
+    ledger = Ledger(opened, rules_of(settings))
+    try:
+        yield ledger
+    finally:
+        await ledger.drain(_DRAIN_SECONDS)
+        if store is None:
+            await opened.aclose()
+
+
+_DRAIN_SECONDS = 5.0

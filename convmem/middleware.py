@@ -1,0 +1,259 @@
+"""ConversationMiddleware: joins identity, store and conversation to one request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from convmem.config import Settings, open_store
+from convmem.exceptions import ConfigurationError, ConvmemError, StoreUnavailable
+from convmem.exchange import SCOPE_KEY, Exchange, Services
+from convmem.identity import IdentityPolicy, IdentityReader, KeyRing, Resolver, VisitorPolicy, new_session_id, route_path
+from convmem.key_record import read_keys, read_or_make_keys
+from convmem.problems import problem
+from convmem.routes import Routes
+from convmem.stores.base import Store
+from convmem.turns import Ledger, Policy, Rules
+from convmem.windows import Window
+
+_DRAIN_SECONDS = 5.0
+logger = logging.getLogger("convmem.middleware")
+
+
+class ConversationMiddleware:
+    """Gives every request its conversation: loaded before the handler runs, stored before the client sees the end.
+
+    Wraps any ASGI app. Constructing it does and checks nothing; the settings are checked when the server starts (lifespan), or
+    with the first request where a server has no lifespan: then a wrong setting is a 503 and an error in the log.
+
+    Args:
+        app: Any ASGI callable.
+        store: Where conversations are kept; it is not closed. None opens the one of the settings, and closes it at shutdown.
+        settings: None reads ``CONVMEM_*`` from the environment.
+        resolvers: Your own ways to find the owner, the conversation or the tenant; they run before those of the settings.
+        window: What part of the history the model sees; None: as the settings say.
+        paths: Patterns of the paths that have conversations, ``*`` matches anything; None is every path.
+        turns: Patterns of the routes that take the lease, such as ``"POST /chat*"``, or a mapping from pattern to ``wait`` or
+            ``reject``; None is POST on `paths`. Elsewhere appending works as long as nobody else writes.
+        load: ``deferred`` leaves loading to the handler (``await conversation.load(...)``), everywhere or on a list of patterns.
+        state_key: The name at ``request.state``; empty puts nothing there; None: as the settings say.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        store: Store | None = None,
+        settings: Settings | None = None,
+        resolvers: Sequence[Resolver] | None = None,
+        window: Window | None = None,
+        paths: Sequence[str] | None = None,
+        turns: Sequence[str] | Mapping[str, Policy] | None = None,
+        load: Sequence[str] | str = "eager",
+        state_key: str | None = None,
+    ) -> None:
+        """Remember what was asked for."""
+        self.app = app
+        self._given_store = store
+        self._given_settings = settings
+        self._resolvers = tuple(resolvers or ())
+        self._window = window
+        self._paths, self._turns, self._load = paths, turns, load
+        self._state_key = state_key
+        self._services: Services | None = None
+        self._opened: Store | None = None
+        self._wrong: ConfigurationError | None = None
+        self._in_flight: set[asyncio.Task[object]] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection; what is not HTTP passes untouched, and so do OPTIONS and paths without conversations."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+            return
+        if scope["type"] != "http" or scope["method"] == "OPTIONS":
+            await self.app(scope, receive, send)
+            return
+        try:
+            services = await self._ready()
+        except ConvmemError as error:
+            logger.error("%s", error)  # noqa: TRY400 - a sentence, not a traceback
+            for message in problem(error, [], head=scope["method"] == "HEAD"):
+                await send(message)
+            return
+        path = route_path(scope)
+        if not services.routes.covers(path):
+            await self.app({**scope, SCOPE_KEY: services.routes}, receive, send)
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        self._in_flight.add(task)
+        try:
+            await Exchange(services, scope, path, receive, send).run(self.app)
+        finally:
+            self._in_flight.discard(task)
+
+    # Start and stop
+
+    async def _ready(self) -> Services:
+        """Return the services, made now when this is the first call; two first calls at once agree on one."""
+        if self._services is not None:
+            return self._services
+        if self._wrong is not None:
+            raise self._wrong
+        opened: Store | None = None
+        try:
+            settings = self._given_settings or Settings.from_environment()
+            store = self._given_store
+            if store is None:
+                store = opened = open_store(settings.store_url, namespace=settings.namespace)
+            settings.announce(None if self._given_store is None else store.reach)
+            services = await self._make(settings, store)
+        except ConfigurationError as error:
+            self._wrong = error
+            raise
+        except BaseException:
+            if opened is not None:
+                await opened.aclose()
+            raise
+        if self._services is None:
+            self._services, self._opened = services, opened
+        elif opened is not None:
+            await opened.aclose()
+        return self._services
+
+    async def _make(self, settings: Settings, store: Store) -> Services:
+        routes = Routes(self._paths, self._turns, self._load)
+        rules = rules_of(settings, self._window)
+        policy = identity_policy_of(settings, self._resolvers)
+        keyring = await keyring_of(settings, store)
+        issued = settings.client_ids == "issued"
+
+        def issue(owner: str, tenant: str) -> str:
+            return new_session_id(owner, tenant, keyring=keyring, issued=issued)
+
+        state_key = settings.state_key if self._state_key is None else self._state_key
+        degrade = settings.on_store_error == "degrade"
+        reader = IdentityReader(policy, keyring)
+        return Services(Ledger(store, rules), reader, routes, degrade, state_key, settings.debug_headers, issue)
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check before the app starts, drain before it stops, close after it has stopped."""
+        first = await receive()
+        try:
+            services = await self._ready()
+            await _check(services.ledger.store)
+        except ConvmemError as error:
+            sentence = f"convmem: {error}"
+            logger.error("%s", sentence)  # noqa: TRY400 - a sentence, not a traceback
+            await send({"type": "lifespan.startup.failed", "message": sentence})
+            return
+        started = failed = False
+        waiting = [first]
+
+        async def listen() -> Message:
+            message = waiting.pop() if waiting else await receive()
+            if message["type"] == "lifespan.shutdown":
+                await self._drain()
+            return message
+
+        async def tell(message: Message) -> None:
+            nonlocal started, failed
+            started = started or message["type"] == "lifespan.startup.complete"
+            failed = failed or message["type"] == "lifespan.startup.failed"
+            if message["type"].startswith(("lifespan.shutdown.", "lifespan.startup.failed")):
+                await self._close()
+            await send(message)
+
+        try:
+            await self.app(scope, listen, tell)
+        except Exception:
+            if started or failed:
+                raise
+            logger.debug("the app has no lifespan", exc_info=True)
+        if not (started or failed):
+            await self._stand_in(listen, tell)
+
+    async def _stand_in(self, listen: Receive, tell: Send) -> None:
+        """Answer for an app that has no lifespan."""
+        await tell({"type": "lifespan.startup.complete"})
+        while (await listen())["type"] != "lifespan.shutdown":
+            continue
+        await tell({"type": "lifespan.shutdown.complete"})
+
+    async def _drain(self) -> None:
+        """Let requests in flight end, for a bounded time; some servers stop the worker as soon as their answers are out."""
+        here = asyncio.get_running_loop()
+        tasks = [task for task in self._in_flight if task.get_loop() is here]
+        if tasks:
+            await asyncio.wait(tasks, timeout=_DRAIN_SECONDS)
+        if self._services is not None:
+            await self._services.ledger.drain(_DRAIN_SECONDS)
+
+    async def _close(self) -> None:
+        opened, self._opened, self._services = self._opened, None, None
+        if opened is not None:
+            await opened.aclose()
+
+
+async def _check(store: Store) -> None:
+    """A file that cannot be used is a wrong setting; a server that is down may come back."""
+    try:
+        health = await store.check()
+    except StoreUnavailable as error:
+        if store.reach != "network":
+            msg = f"CONVMEM_STORE cannot be used: {error.reason}"
+            raise ConfigurationError(msg) from error
+        logger.warning("the store does not answer yet: %s", error)
+    else:
+        logger.info("store %s at %s; an acknowledged turn survives %s", health.store, health.location, health.durability)
+
+
+def rules_of(settings: Settings, window: Window | None = None) -> Rules:
+    """Return the rules of turns that the settings make."""
+    return Rules(
+        window=window or Window(turns=settings.window_turns, messages=settings.window_messages),
+        ttl=settings.ttl,
+        concurrency=settings.concurrency,
+        turn_wait=settings.turn_wait,
+        lease=settings.lease,
+        turn_max=settings.turn_max,
+        max_waiting=settings.max_waiting,
+        max_message_bytes=settings.max_message_bytes,
+        max_turn_bytes=settings.max_turn_bytes,
+        max_turn_messages=settings.max_turn_messages,
+    )
+
+
+def identity_policy_of(settings: Settings, resolvers: Sequence[Resolver] = ()) -> IdentityPolicy:
+    """Return the identity policy that the settings make."""
+    return IdentityPolicy(
+        who=settings.identity,
+        session_from=settings.session_from,
+        session_header=settings.session_header,
+        trust_session_header=settings.trust_session_header,
+        client_ids=settings.client_ids,
+        visitor=VisitorPolicy(
+            cookie_name=settings.cookie_name,
+            secure=settings.cookie_secure == "always",
+            samesite=settings.cookie_samesite,
+            max_age=settings.cookie_max_age,
+            path=settings.cookie_path,
+            domain=settings.cookie_domain,
+            partitioned=settings.cookie_partitioned,
+        ),
+        resolvers=resolvers,
+    )
+
+
+async def keyring_of(settings: Settings, store: Store) -> KeyRing:
+    """Return the signing keys: those of the environment, or the ones kept in the store."""
+    if settings.key_source(store.reach) == "environment":
+        return KeyRing(settings.signing_keys)
+
+    async def refresh() -> list[bytes]:
+        return await read_keys(store)
+
+    return KeyRing(await read_or_make_keys(store), refresh=refresh)
