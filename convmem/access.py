@@ -47,7 +47,7 @@ def current_conversation() -> Conversation:
 
 def _taken(conversation: Conversation | None) -> Conversation:
     if conversation is None:
-        msg = f"There is no conversation here: add {_INSTALL}, and this path to its paths=[...]; outside a request use open_conversation(key)."
+        msg = f"No conversation here: add {_INSTALL}, and this path to its paths=[...]; outside a request use open_conversation(key)."
         raise NoConversation(msg)
     conversation.take()
     return conversation

@@ -48,9 +48,7 @@ class Conversation:
         ledger: The worker's side of it. Not for apps.
     """
 
-    def __init__(
-        self, ledger: Ledger, turn: Turn | None, gate: Gate | None = None, *, degraded: bool = False, outside: bool = False
-    ) -> None:
+    def __init__(self, ledger: Ledger, turn: Turn | None, gate: Gate | None = None, *, degraded: bool = False) -> None:
         """Take a turn that has begun; None when `load` is to begin it. Apps do not call this."""
         self.ledger = ledger
         self._turn = turn
@@ -166,11 +164,11 @@ class Conversation:
             TurnClosed: The turn has ended.
         """
         with self._reporting():
-            for message in messages:
-                if not isinstance(message, Message):
-                    field = "append(message)"
-                    reason = f"a {type(message).__name__} is no Message; use Message.user(text), Message.assistant(text), …"
-                    raise InvalidMessage(field, reason)
+            given: tuple[object, ...] = messages
+            for stranger in (message for message in given if not isinstance(message, Message)):
+                field = "append(message)"
+                reason = f"a {type(stranger).__name__} is no Message; use Message.user(text), Message.assistant(text), …"
+                raise InvalidMessage(field, reason)
             self._used.stage(messages)
 
     async def load(self, *, owner: str | None = None, session_id: str | None = None) -> None:

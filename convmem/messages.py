@@ -270,7 +270,7 @@ def _part(fields: dict[str, Any]) -> Part:
     return kind(**fields)
 
 
-def _pack(value: object, field: str) -> object:
+def _pack(value: object, field: str) -> object:  # noqa: PLR0911 - one for each kind of value
     """Return the JSON form of a value, as the head of this module describes."""
     match value:
         case None | bool():

@@ -103,26 +103,29 @@ class ConversationMiddleware:
             return self._services
         if self._wrong is not None:
             raise self._wrong
-        opened: Store | None = None
         try:
             settings = self._given_settings or Settings.from_environment()
-            store = self._given_store
-            if store is None:
-                store = opened = open_store(settings.store_url, namespace=settings.namespace)
-            settings.announce(None if self._given_store is None else store.reach)
-            services = await self._make(settings, store)
+            given = self._given_store
+            store = given or open_store(settings.store_url, namespace=settings.namespace)
+            settings.announce(None if given is None else given.reach)
         except ConfigurationError as error:
             self._wrong = error
             raise
-        except BaseException:
-            if opened is not None:
-                await opened.aclose()
+        opened = None if given is not None else store
+        try:
+            services = await self._make(settings, store)
+        except BaseException as error:
+            await _close(opened)
+            self._wrong = error if isinstance(error, ConfigurationError) else None
             raise
-        if self._services is None:
-            self._services, self._opened = services, opened
-        elif opened is not None:
-            await opened.aclose()
-        return self._services
+        return await self._agree(services, opened)
+
+    async def _agree(self, services: Services, opened: Store | None) -> Services:
+        if self._services is not None:
+            await _close(opened)
+            return self._services
+        self._services, self._opened = services, opened
+        return services
 
     async def _make(self, settings: Settings, store: Store) -> Services:
         routes = Routes(self._paths, self._turns, self._load)
@@ -194,8 +197,12 @@ class ConversationMiddleware:
 
     async def _close(self) -> None:
         opened, self._opened, self._services = self._opened, None, None
-        if opened is not None:
-            await opened.aclose()
+        await _close(opened)
+
+
+async def _close(store: Store | None) -> None:
+    if store is not None:
+        await store.aclose()
 
 
 async def _check(store: Store) -> None:

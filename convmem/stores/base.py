@@ -424,7 +424,7 @@ def newest_turns(newest_first: Iterable[StoredEntry], turns: int | None, message
     return tuple(reversed(taken))
 
 
-def decide(
+def decide(  # noqa: PLR0911 - one for each outcome
     after: Head, entry: Entry, *, head: Head, mark: str, ended: Container[str], id_at: Callable[[int], str | None], live_token: str
 ) -> Outcome:
     """Return the outcome of an append, for a store that decides in Python inside its own atomic step.

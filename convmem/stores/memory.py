@@ -252,12 +252,12 @@ def _look_up(row: _Conversation, turn: str, now: float) -> Lookup:
 
 
 def _sign_of_workers() -> str:
-    workers = os.environ.get("WEB_CONCURRENCY", "")
+    workers = os.environ.get("WEB_CONCURRENCY", "")  # noqa: TID251 - a sign of the process, not a setting of ours
     if workers.isdigit() and int(workers) > 1:
         return f"WEB_CONCURRENCY is {workers}"
     if multiprocessing.parent_process() is not None:
         return "this process was started by multiprocessing, as a server's worker is"
-    if "gunicorn" in os.environ.get("SERVER_SOFTWARE", ""):
+    if "gunicorn" in os.environ.get("SERVER_SOFTWARE", ""):  # noqa: TID251 - as above
         return "this process is a gunicorn worker"
     return ""
 

@@ -1,0 +1,262 @@
+"""What SQLiteStore promises beyond the contract: several processes on one file, and an event loop that never waits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+from convmem import Message, SessionKey, SQLiteStore, StoreUnavailable, open_conversation
+from convmem.messages import decode_messages
+from convmem.stores.base import Entry, Head, Lease, Outcome
+from tests.stores.writer import KEY
+
+ROOT = Path(__file__).parents[2]
+PROCESSES = 8
+
+
+class Writer:
+    """One writing process that can be killed and goes on where its acknowledgements ended."""
+
+    def __init__(self, path: Path, name: str, turns: int, log: Path) -> None:
+        self.path, self.name, self.turns, self.log = path, name, turns, log
+        self.killed: list[int] = []
+        self.first = 0
+        self.start()
+
+    def start(self) -> None:
+        environment = {**os.environ, "CONVMEM_LEASE": "1", "CONVMEM_TURN_WAIT": "120", "CONVMEM_STORE": "memory://"}
+        arguments = [sys.executable, "-m", "tests.stores.writer", str(self.path), self.name, str(self.first), str(self.turns)]
+        self.output = self.log.open("ab")
+        self.process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=self.output)  # noqa: S603 - our own module
+
+    def acknowledged(self) -> list[int]:
+        return [int(line) for line in self.log.read_text().split()]
+
+    def kill_and_restart(self) -> None:
+        """Kill -9; the turn that was under way has an unknown outcome and is not tried again."""
+        self.process.kill()
+        self.process.wait()
+        self.output.close()
+        self.first = max(self.acknowledged(), default=self.first - 1) + 1
+        self.killed.append(self.first)
+        self.first += 1
+        self.start()
+
+    def end(self, seconds: float) -> None:
+        assert self.process.wait(timeout=seconds) == 0
+        self.output.close()
+
+
+def check_history(turns: list[tuple[str, str, list[str]]], writers: list[Writer]) -> None:
+    """Say which promise a history breaks: lost, doubled, torn, interleaved or reordered turns."""
+    seen = Counter(turn for turn, _, _ in turns)
+    doubled = [turn for turn, times in seen.items() if times > 1]
+    assert not doubled, f"doubled or interleaved: {doubled}"
+    for turn, state, texts in turns:
+        whole = [f"{turn}:{i}" for i in range(3)]
+        assert texts == whole or (state == "interrupted" and texts == whole[:1]), f"torn: {turn} {state} {texts}"
+    for writer in writers:
+        mine = [turn for turn, _, _ in turns if turn.startswith(f"{writer.name}-")]
+        assert mine == sorted(mine, key=lambda turn: int(turn.split("-")[1])), f"reordered: {mine}"
+        lost = {f"{writer.name}-{number}" for number in writer.acknowledged()} - {t for t, state, _ in turns if state == "complete"}
+        assert not lost, f"lost: {lost}"
+        possible = {f"{writer.name}-{number}" for number in (*writer.acknowledged(), *writer.killed)}
+        assert set(mine) <= possible, f"phantom: {set(mine) - possible}"
+
+
+async def history(path: Path) -> list[tuple[str, str, list[str]]]:
+    """Return every turn of the shared conversation as its name, its state and its texts, in the order of the log."""
+    store = SQLiteStore(path, mode="rw")
+    log = await store.load(KEY)
+    await store.aclose()
+    messages = [(turn.state, message.text) for turn in log.turns for entry in turn.entries for message in decode_messages(entry.entry.body)]
+    named = groupby(messages, key=lambda item: (item[1].split(":")[0], item[0]))
+    return [(turn, state, [text for _, text in items]) for (turn, state), items in named]
+
+
+async def run_writers(path: Path, logs: Path, turns: int, kills: int) -> None:
+    """Let eight processes write to one conversation, kill some on the way, and check what is stored."""
+    logs.mkdir()
+    writers = [Writer(path, f"w{i}", turns, logs / f"{i}") for i in range(PROCESSES)]
+    try:
+        for _ in range(kills):
+            await asyncio.sleep(random.uniform(0.4, 1.2))
+            random.choice(writers).kill_and_restart()
+        for writer in writers:
+            await asyncio.to_thread(writer.end, 30 + turns * 8)
+        check_history(await history(path), writers)
+    finally:
+        for writer in writers:
+            writer.process.kill()
+            writer.process.wait()
+
+
+@pytest.mark.asyncio
+async def test_eight_processes_on_one_conversation_lose_double_tear_and_reorder_nothing(tmp_path: Path) -> None:
+    """Every store that rewrites a history loses turns here; some of these processes are killed with -9 on the way."""
+    await run_writers(tmp_path / "convmem.db", tmp_path / "logs", 20, 4)
+
+
+@pytest.mark.all_only
+@pytest.mark.asyncio
+async def test_eight_processes_and_a_hundred_turns_each(tmp_path: Path) -> None:
+    """The same, longer."""
+    await run_writers(tmp_path / "convmem.db", tmp_path / "logs", 100, 20)
+
+
+def test_the_checker_of_histories_knows_each_anomaly() -> None:
+    """A checker that finds nothing proves nothing: each planted anomaly has to be named."""
+
+    class Acknowledged(Writer):
+        def __init__(self) -> None:
+            self.name, self.killed = "w0", []
+
+        def acknowledged(self) -> list[int]:
+            return [0, 1]
+
+    def turn(number: int, state: str = "complete", parts: int = 3) -> tuple[str, str, list[str]]:
+        return f"w0-{number}", state, [f"w0-{number}:{i}" for i in range(parts)]
+
+    writers: list[Writer] = [Acknowledged()]
+    check_history([turn(0), turn(1)], writers)
+    planted = {
+        "lost": [turn(0)],
+        "doubled": [turn(0), turn(1), turn(0)],
+        "torn": [turn(0), turn(1, parts=2)],
+        "reordered": [turn(1), turn(0)],
+        "phantom": [turn(0), turn(1), turn(7)],
+    }
+    for name, turns in planted.items():
+        with pytest.raises(AssertionError, match=name):
+            check_history(turns, writers)
+
+
+@pytest.mark.asyncio
+async def test_many_first_uses_at_once_agree_on_one_schema(tmp_path: Path) -> None:
+    """Twenty workers start at the same time on a file that does not exist yet."""
+    path = tmp_path / "convmem.db"
+    stores = [SQLiteStore(path) for _ in range(20)]
+    answers = await asyncio.gather(*(store.check() for store in stores))
+    assert {answer.location for answer in answers} == {str(path)}
+    for store in stores:
+        await store.aclose()
+
+
+@pytest.mark.asyncio
+async def test_mode_rw_says_that_the_file_must_exist(tmp_path: Path) -> None:
+    """A mistyped path must not be a new, empty memory."""
+    store = SQLiteStore(tmp_path / "convmem.db", mode="rw")
+    with pytest.raises(StoreUnavailable, match="does not exist, and mode=rw says it must"):
+        await store.load(SessionKey.for_user("1"))
+    assert not (tmp_path / "convmem.db").exists()
+    await store.aclose()
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Iterator[Path]:
+    """Return a file on which another connection holds the write lock."""
+    path = tmp_path / "convmem.db"
+    store = SQLiteStore(path)
+    asyncio.run(_prepare(store))
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    yield path
+    other.close()
+
+
+async def _prepare(store: SQLiteStore) -> None:
+    await store.check()
+    await store.aclose()
+
+
+@pytest.mark.asyncio
+async def test_a_locked_file_blocks_neither_the_event_loop_nor_for_ever(locked: Path) -> None:
+    """A stuck process elsewhere is an error after the busy timeout, and the app's other requests go on meanwhile."""
+    store = SQLiteStore(locked, busy_timeout=timedelta(seconds=0.5))
+    began, longest = time.monotonic(), 0.0
+
+    async def heartbeat() -> None:
+        nonlocal longest
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(0.01)
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+
+    beating = asyncio.create_task(heartbeat())
+    with pytest.raises(StoreUnavailable, match="locked"):
+        await store.load(SessionKey.for_user("1"), lease=Lease("token", timedelta(seconds=1)))
+    beating.cancel()
+    assert time.monotonic() - began < 3
+    assert longest < 0.3
+    await store.aclose()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("synchronous", "pragma"), [("normal", 1), ("full", 2), ("extra", 3)])
+async def test_the_durability_is_the_chosen_one_and_is_named(tmp_path: Path, synchronous: str, pragma: int) -> None:
+    """Who chose to survive a power failure is told so, by the connection that writes and by `check`."""
+    store = SQLiteStore(tmp_path / "convmem.db", synchronous=synchronous)  # type: ignore[arg-type]
+    health = await store.check()
+    assert f"synchronous={synchronous.upper()}" in health.durability
+    file = store._opened()  # noqa: SLF001 - the pragma belongs to the connection
+    asked = file.durable.thread.submit(file.durable.run, lambda link: link.execute("PRAGMA synchronous").fetchone()[0])
+    assert asked.result() == pragma
+    await store.aclose()
+
+
+@pytest.mark.asyncio
+async def test_a_file_of_a_newer_version_is_used_as_it_is(tmp_path: Path) -> None:
+    """Old workers go on while new ones have migrated the file already."""
+    path = tmp_path / "convmem.db"
+    store = SQLiteStore(path)
+    await store.check()
+    await store.aclose()
+    with sqlite3.connect(path) as link:
+        link.execute("ALTER TABLE entry ADD COLUMN invented_later TEXT")
+        link.execute("PRAGMA user_version = 99")
+    link.close()
+    store = SQLiteStore(path)
+    appended = await store.append(SessionKey.for_user("1"), Head(), Entry("e1", "t1", "token", "epoch", turns=1, closing=True))
+    assert appended.outcome is Outcome.STORED
+    await store.aclose()
+
+
+@pytest.mark.asyncio
+async def test_the_store_can_be_used_again_after_it_was_closed(tmp_path: Path) -> None:
+    """An app that is started twice in one process, as tests do, finds its memory."""
+    store = SQLiteStore(tmp_path / "convmem.db")
+    for expected in (0, 1):
+        async with open_conversation(SessionKey.for_user("1"), store=store) as conversation:
+            assert conversation.total_turns == expected
+            conversation.append(Message.user("hello"))
+        await store.aclose()
+
+
+@pytest.mark.asyncio
+async def test_an_expired_history_leaves_the_file_with_the_next_turn(tmp_path: Path) -> None:
+    """Who sets a TTL wants the text gone, not only out of sight."""
+    path, key = tmp_path / "convmem.db", SessionKey.for_user("1")
+    store = SQLiteStore(path)
+    first = await store.append(key, Head(), Entry("e1", "t1", "a", "epoch", b'["secret"]', 1, turns=1), ttl=timedelta(seconds=0.05))
+    second = await store.append(key, first.head, Entry("e2", "t2", "a", "epoch", b"[]", turns=2), ttl=timedelta(seconds=0.05))
+    await asyncio.sleep(0.1)
+    log = await store.load(key)
+    assert (log.expired, log.entries, log.head.n) == (True, (), second.head.n)
+    await store.append(key, log.head, Entry("e3", "t3", "a", "epoch", b"[]", turns=1, start=log.head.start))
+    await store.aclose()
+    with sqlite3.connect(path) as link:
+        bodies = [body for (body,) in link.execute("SELECT body FROM entry")]
+    link.close()
+    assert b'["secret"]' not in bodies
