@@ -87,7 +87,8 @@ class Settings(BaseSettings):
     )
     cookie_name: types.CookieName = Field("convmem", description="The name of the visitor's cookie.")
     cookie_secure: Annotated[Literal["auto", "always", "never"], types.Choice] = Field(
-        "auto", description="Whether the visitor's cookie is sent over HTTPS only; its name follows this setting, never the request."
+        "auto",
+        description="Whether the visitor's cookie is sent over HTTPS only: auto where the request came so; its name follows the setting.",
     )
     cookie_samesite: Annotated[Literal["lax", "strict", "none"], types.Choice] = Field(
         "lax", description="Which requests from other sites carry the visitor's cookie; none also needs CONVMEM_COOKIE_SECURE=always."

@@ -33,6 +33,9 @@ class Gate(Protocol):
     def issue_session_id(self) -> Callable[[str, str], str]:
         """Hands out an id for an owner and a tenant."""
 
+    async def leave(self) -> None:
+        """End the request's turn if its client has left: a framework may run background tasks before anything else ends it."""
+
     async def load(self, owner: str | None, session_id: str | None) -> Turn:
         """Resolve, load, and take the lease where the route takes one."""
 
@@ -55,6 +58,7 @@ class Conversation:
         self._gate = gate
         self.degraded = degraded
         self._recordings: list[Recording[Any]] = []
+        self._viewed: tuple[Log, windows.View] | None = None
         self._decoded: tuple[Log, tuple[windows.Turn, ...], tuple[Message, ...], tuple[int, ...]] | None = None
 
     # Who and which
@@ -264,6 +268,8 @@ class Conversation:
         """
         with self._reporting():
             before = self._used
+            if self._gate is not None:
+                await self._gate.leave()
             if not before.ended:
                 raise ConversationBusy(own_turn=True)
             turn = Turn(self.ledger, before.key)
@@ -390,14 +396,15 @@ class Conversation:
 
     @property
     def _view(self) -> windows.View:
-        turn = self._used
-        _, turns, pinned, _ = self._history
-        if turn.head.start > turn.log.head.start:
+        turn, (log, turns, pinned, _) = self._used, self._history
+        if turn.head.start > log.head.start:
             return windows.View((), 0, cut=False)
-        view = windows.view(turns, self.ledger.rules.window, pinned=pinned)
-        if turn.log.head.turns - view.turns == 1:
-            logger.info("conversation %s has outgrown its window: the model no longer sees the first turn", turn.key.digest)
-        return view
+        if self._viewed is None or self._viewed[0] is not log:
+            view = windows.view(turns, self.ledger.rules.window, pinned=pinned)
+            self._viewed = (log, view)
+            if log.head.turns - view.turns == 1:
+                logger.info("conversation %s has outgrown its window: the model no longer sees the first turn", turn.key.digest)
+        return self._viewed[1]
 
 
 def _decode(turn: Turn) -> tuple[tuple[windows.Turn, ...], tuple[Message, ...], tuple[int, ...]]:

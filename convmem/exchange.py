@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -33,7 +34,6 @@ from convmem.keys import SessionKey
 from convmem.problems import problem
 from convmem.routes import Routes
 from convmem.stores.base import Head
-from convmem.stores.memory import MemoryStore
 from convmem.turns import Ledger, Turn
 
 SCOPE_KEY = "convmem"
@@ -86,6 +86,7 @@ class Exchange:
         self._raised: ConvmemError | None = None
         self._owner_given: str | None = None
         self._touched = False
+        self._first_touch = threading.Lock()
         self._status = 0
         self._held: Message | None = None
         self._remaining: int | None = None
@@ -146,8 +147,8 @@ class Exchange:
                 self._kept = error
                 return
             logger.warning("the store is down; this request runs without memory: %s", error)
-            ledger = Ledger(MemoryStore(quiet=True), self._services.ledger.rules)
-            self._conversation = Conversation(ledger, Turn(ledger, self._key(owner, self._resolved.session_id)), self, degraded=True)
+            turn = Turn(self._services.ledger, self._key(owner, self._resolved.session_id), stored=False)
+            self._conversation = Conversation(self._services.ledger, turn, self, degraded=True)
         except ConvmemError as error:
             self._kept = error
 
@@ -183,12 +184,18 @@ class Exchange:
         """Note that the conversation is used; mint the visitor who has none yet. Where the handler loads, `load` does that."""
         if self._defers or (self._touched and self._kept is None):
             return
-        self._check_order()
-        if self._kept is not None:
-            raise self._kept
-        if self._resolved.owner is None:
-            self._mint()
-        self._touched = True
+        with self._first_touch:
+            try:
+                self._check_order()
+                if self._kept is not None:
+                    raise self._kept
+                if self._resolved.owner is None:
+                    self._mint()
+            except ConvmemError as error:
+                self._kept = error
+                raise
+            finally:
+                self._touched = True
 
     @property
     def issue_session_id(self) -> Callable[[str, str], str]:
@@ -198,6 +205,12 @@ class Exchange:
     def raised(self, error: ConvmemError) -> None:
         """Remember the error, to answer with it if the app makes a 5xx of it."""
         self._raised = error
+
+    async def leave(self) -> None:
+        """End the turn if the client has left."""
+        if self._client_left and not self._settled:
+            self._settled = True
+            await self._conversation.interrupt()
 
     async def load(self, owner: str | None, session_id: str | None) -> Turn:
         """Load the conversation a handler names, or the one the request does."""
@@ -222,8 +235,8 @@ class Exchange:
             raise VisitorTooLate(msg)
         owner = self._resolved.mint()
         if self._resolved.needs_existing:
-            self._kept = UnknownConversation("This id was not handed out; leave it out for the default conversation.")
-            raise self._kept
+            msg = "This id was not handed out; leave it out for the default conversation."
+            raise UnknownConversation(msg)
         turn = Turn(self._services.ledger, self._key(owner, session_id or self._resolved.session_id))
         self._conversation.adopt(turn)
         return turn

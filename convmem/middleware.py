@@ -104,6 +104,7 @@ class ConversationMiddleware:
         if self._wrong is not None:
             raise self._wrong
         try:
+            _need_asyncio()
             settings = self._given_settings or Settings.from_environment()
             given = self._given_store
             store = given or open_store(settings.store_url, namespace=settings.namespace)
@@ -200,6 +201,14 @@ class ConversationMiddleware:
         await _close(opened)
 
 
+def _need_asyncio() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError as error:
+        msg = "convmem runs under asyncio; start the server with an asyncio worker (hypercorn: --worker-class asyncio)."
+        raise ConfigurationError(msg) from error
+
+
 async def _close(store: Store | None) -> None:
     if store is not None:
         await store.aclose()
@@ -244,7 +253,7 @@ def identity_policy_of(settings: Settings, resolvers: Sequence[Resolver] = ()) -
         client_ids=settings.client_ids,
         visitor=VisitorPolicy(
             cookie_name=settings.cookie_name,
-            secure=settings.cookie_secure == "always",
+            secure="auto" if settings.cookie_secure == "auto" else settings.cookie_secure == "always",
             samesite=settings.cookie_samesite,
             max_age=settings.cookie_max_age,
             path=settings.cookie_path,

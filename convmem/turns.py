@@ -113,8 +113,8 @@ class Turn:
         ended: Whether nothing can be appended any more.
     """
 
-    def __init__(self, ledger: Ledger, key: SessionKey, *, turn_id: str | None = None) -> None:
-        """Prepare a turn; nothing is loaded and no lease is taken yet."""
+    def __init__(self, ledger: Ledger, key: SessionKey, *, turn_id: str | None = None, stored: bool = True) -> None:
+        """Prepare a turn; nothing is loaded and no lease is taken yet. With `stored=False` it lives and ends in memory."""
         self.ledger = ledger
         self.key = key
         self.id = turn_id or new_id()
@@ -125,6 +125,7 @@ class Turn:
         self.refused: ConvmemError | None = None
         self.ended = False
         self._named = turn_id is not None
+        self._kept_nowhere = not stored
         self._token = new_token()
         self._epoch = new_token()
         self._inside = False
@@ -270,7 +271,7 @@ class Turn:
     async def delete(self) -> bool:
         """End the conversation's life, and with it this turn; return whether there was one."""
         self._staged.clear()
-        existed = await self.ledger.finish(self._locked(self.ledger.store.delete(self.key)))
+        existed = not self._kept_nowhere and await self.ledger.finish(self._locked(self.ledger.store.delete(self.key)))
         self.ledger.evidence.forget(self.key)
         self.log, self.head = Log(), Head()
         self._end_now()
@@ -339,6 +340,8 @@ class Turn:
             await self._release_quietly()
 
     async def _append(self, entry: Entry, *, release: bool = False) -> None:
+        if self._kept_nowhere:
+            return
         self._pending = entry
         if asyncio.get_running_loop().time() > self._deadline:
             await self._refuse(ConversationFenced("The turn ran longer than CONVMEM_TURN_MAX; nothing more of it is stored."))

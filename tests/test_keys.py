@@ -37,12 +37,13 @@ def test_a_session_id_has_no_other_characters(session_id: str) -> None:
 
 def test_the_parts_are_strings_of_a_bounded_length() -> None:
     """A number or None would be somebody else's conversation named "None"; a document is no id."""
-    for parts in ({"owner": None}, {"owner": "user:1", "session_id": None}, {"owner": "user:1", "tenant": 7}):
+    wrong: tuple[dict[str, object], ...] = ({"owner": None}, {"owner": "user:1", "session_id": None}, {"owner": "user:1", "tenant": 7})
+    for parts in wrong:
         with pytest.raises(InvalidIdentity, match="must be a string"):
-            SessionKey(**parts)
-    for parts in ({"owner": "user:" + "é" * 300}, {"owner": "user:1", "tenant": "t" * 513}):
+            SessionKey(**parts)  # type: ignore[arg-type]
+    for long in ({"owner": "user:" + "é" * 300}, {"owner": "user:1", "tenant": "t" * 513}):
         with pytest.raises(InvalidIdentity, match="longer than 512 bytes"):
-            SessionKey(**parts)
+            SessionKey(**long)
 
 
 def test_nothing_of_an_address_is_in_its_repr() -> None:

@@ -83,11 +83,11 @@ class MemoryStore(Store):
     name: ClassVar[str] = "memory"
     reach: ClassVar[Literal["process", "host", "network"]] = "process"
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        """Start empty; `quiet` warns of nothing."""
+    def __init__(self) -> None:
+        """Start empty."""
         self._conversations: dict[tuple[str, str, str], _Conversation] = {}
         self._lock = threading.Lock()
-        self._warned = quiet
+        self._warned = False
 
     async def load(
         self,

@@ -1,0 +1,1 @@
+"""What convmem promises, checked. ``python3 -m tests`` runs all of it."""

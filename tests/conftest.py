@@ -1,0 +1,67 @@
+"""Rules of every run: what is only for ``--all``, and no test is skipped without a declared reason."""
+
+from collections.abc import Generator
+
+import pytest
+
+DECLARED = "declared: "
+UNDECLARED = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--all``."""
+    parser.addoption("--all", action="store_true", help="also run what takes long: tests marked all_only")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker and start with no undeclared skip."""
+    config.addinivalue_line("markers", "all_only: only with --all, because it takes long")
+    config.stash[UNDECLARED] = []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what is marked ``all_only``, unless ``--all`` was given."""
+    if config.getoption("--all"):
+        return
+    for item in items:
+        if item.get_closest_marker("all_only"):
+            item.add_marker(pytest.mark.skip(reason=f"{DECLARED}only with --all"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note each test that was skipped for a reason that does not begin with ``declared: ``."""
+    report = yield
+    _note(item.config, report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Note each module that skipped itself, as ``pytest.importorskip`` does."""
+    report = yield
+    _note(collector.config, report)
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run that would have passed in spite of an undeclared skip."""
+    if session.config.stash[UNDECLARED] and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Name the skips that failed the run."""
+    if config.stash[UNDECLARED]:
+        terminalreporter.section("skipped without a declared reason: this run failed", red=True)
+        for line in config.stash[UNDECLARED]:
+            terminalreporter.write_line(line)
+
+
+def _note(config: pytest.Config, report: pytest.TestReport | pytest.CollectReport) -> None:
+    if report.outcome != "skipped" or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    reason = reason.removeprefix("Skipped: ")
+    if not reason.startswith(DECLARED):
+        config.stash[UNDECLARED].append(f"{report.nodeid}: {reason}")

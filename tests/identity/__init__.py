@@ -1,0 +1,1 @@
+"""Who and which: what a request says about its owner and its conversation."""
