@@ -11,7 +11,7 @@ from starlette.requests import HTTPConnection
 from convmem.config import Settings, open_store
 from convmem.context import current
 from convmem.conversation import Conversation
-from convmem.exceptions import ConfigurationError, NoConversation
+from convmem.exceptions import ConfigurationError, ConversationBusy, NoConversation
 from convmem.exchange import SCOPE_KEY
 from convmem.identity import KeyRing, new_session_id as _new_session_id
 from convmem.keys import SessionKey
@@ -78,6 +78,9 @@ async def open_conversation(key: SessionKey, *, store: Store | None = None) -> A
         StoreUnavailable: The store did not answer.
         ConfigurationError: The environment's settings cannot work.
     """
+    outer = current.get()
+    if outer is not None and outer.runs(key):
+        raise ConversationBusy(own_turn=True)
     async with _ledger(store) as ledger:
         turn = Turn(ledger, key)
         await turn.begin()

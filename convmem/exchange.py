@@ -390,7 +390,10 @@ class Exchange:
         else:
             logger.info("%s: %s", error.code, error)
         await self._conversation.abandon()
-        for message in problem(error, self._headers(), head=self._method == "HEAD"):
+        headers = self._headers()
+        if isinstance(error, HistoryLost | HistoryExpired):
+            headers = [*((name, value) for name, value in headers if name != REVISION_HEADER), (REVISION_HEADER, error.revision.encode())]
+        for message in problem(error, headers, head=self._method == "HEAD"):
             await self._send(message)
         self._complete = True
 

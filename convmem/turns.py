@@ -168,6 +168,9 @@ class Turn:
         try:
             await self._take_lease(give_up)
             self._judge(claimed)
+        except ConversationBusy:
+            self._end_now()
+            raise
         except BaseException:
             self.ledger.start(self._release_quietly())
             self._end_now()
