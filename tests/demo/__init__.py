@@ -1,0 +1,1 @@
+"""What is promised of the demo: its stand-in, its app, its page."""
