@@ -5,11 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any, Protocol, TypeVar
 
 from convmem import windows
-from convmem.exceptions import ConversationBusy, ConversationNotLoaded, ConvmemError, CorruptEntry, InvalidMessage, TurnClosed
+from convmem.exceptions import (
+    ConversationBusy,
+    ConversationNotLoaded,
+    ConvmemError,
+    CorruptEntry,
+    InvalidMessage,
+    StoreUnavailable,
+    TurnClosed,
+)
 from convmem.keys import SessionKey
 from convmem.messages import Message, decode_messages
 from convmem.recording import Recording, each
@@ -33,6 +41,10 @@ class Gate(Protocol):
     def issue_session_id(self) -> Callable[[str, str], str]:
         """Hands out an id for an owner and a tenant."""
 
+    @property
+    def degrades(self) -> bool:
+        """Whether the app goes on without memory while the store is down."""
+
     async def leave(self) -> None:
         """End the request's turn if its client has left: a framework may run background tasks before anything else ends it."""
 
@@ -49,6 +61,7 @@ class Conversation:
     Attributes:
         degraded: Whether the store is down and the app runs without memory (``CONVMEM_ON_STORE_ERROR=degrade``): nothing is stored.
         ledger: The worker's side of it. Not for apps.
+        within: That of the request inside whose handler this one runs, when an app calls itself in process. Not for apps.
     """
 
     def __init__(self, ledger: Ledger, turn: Turn | None, gate: Gate | None = None, *, degraded: bool = False) -> None:
@@ -57,6 +70,7 @@ class Conversation:
         self._turn = turn
         self._gate = gate
         self.degraded = degraded
+        self.within: Conversation | None = None
         self._recordings: list[Recording[Any]] = []
         self._viewed: tuple[Log, windows.View] | None = None
         self._decoded: tuple[Log, tuple[windows.Turn, ...], tuple[Message, ...], tuple[int, ...]] | None = None
@@ -101,7 +115,8 @@ class Conversation:
     @property
     def left_out(self) -> int:
         """How many stored turns are older than the window, or dropped from it."""
-        return max(0, self._used.log.head.turns - self._view.turns)
+        turn = self._used
+        return 0 if turn.head.start > turn.log.head.start else max(0, turn.log.head.turns - self._view.turns)
 
     @property
     def truncated(self) -> bool:
@@ -213,7 +228,7 @@ class Conversation:
             StoreUnavailable: The store did not answer; the next save tries again.
         """
         with self._reporting():
-            await self._used.save()
+            await self._save(self._used)
 
     async def record(
         self, stream: AsyncIterable[C] | Iterable[C], *, text: Callable[[C], str | None] | None = None
@@ -230,16 +245,21 @@ class Conversation:
         Raises:
             InvalidMessage: A chunk is no text, and there is no `text`.
             LimitExceeded: The answer is larger than a message may be.
+            TurnClosed: The turn has ended; the stream is not asked for anything.
         """
         with self._reporting():
             turn = self._used
-            await turn.save()
+            await self._save(turn)
+            if turn.ended:
+                msg = "This turn has ended; record in `async with conversation.turn():`, which opens another one."
+                raise TurnClosed(msg)
             recording = Recording(text, turn.room())
         self._recordings.append(recording)
-        async for chunk in each(stream):
-            with self._reporting():
-                recording.add(chunk)
-            yield chunk
+        async with aclosing(each(stream)) as chunks:
+            async for chunk in chunks:
+                with self._reporting():
+                    recording.add(chunk)
+                yield chunk
         recording.finished = True
         self._take(recording)
 
@@ -298,11 +318,12 @@ class Conversation:
     async def keep(self) -> None:
         """Store what was appended, before a response without a length begins."""
         if self._turn is not None and not self._turn.ended:
-            await self._turn.save()
+            await self._save(self._turn)
 
     def runs(self, key: SessionKey) -> bool:
-        """Return whether this is that conversation, with its turn still open."""
-        return self._turn is not None and not self._turn.ended and self._turn.key == key
+        """Return whether this is that conversation, with its turn still open, or stands within it."""
+        own = self._turn is not None and not self._turn.ended and self._turn.key == key
+        return own or (self.within is not None and self.within.runs(key))
 
     @property
     def seen(self) -> Turn | None:
@@ -356,6 +377,16 @@ class Conversation:
             await self.interrupt()
         else:
             await turn.abandon()
+
+    async def _save(self, turn: Turn) -> None:
+        try:
+            await turn.save()
+        except StoreUnavailable as error:
+            if self._gate is None or not self._gate.degrades:
+                raise
+            logger.warning("the store is down; this request goes on without memory: %s", error)
+            turn.detach()
+            self.degraded = True
 
     def _take(self, recording: Recording[Any]) -> None:
         if not recording.taken and recording.said:

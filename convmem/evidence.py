@@ -16,7 +16,8 @@ _REMEMBERED = 4096
 class Evidence:
     """The newest heads this worker has seen acknowledged, of the conversations it served last.
 
-    Bounded; shared by all requests of a worker. Evidence is spent by reporting it, so that nobody is locked out.
+    Bounded; shared by all requests of a worker. Evidence is spent by reporting it, so that nobody is locked out: whoever reports
+    an error of `against` calls `forget`.
     """
 
     def __init__(self, ttl: timedelta | None = None) -> None:
@@ -32,11 +33,11 @@ class Evidence:
             self._heads.popitem(last=False)
 
     def forget(self, key: SessionKey) -> None:
-        """Drop what is known of a conversation, which has been deleted."""
+        """Drop what is known of a conversation: it has been deleted, or its loss was reported."""
         self._heads.pop(key.path, None)
 
     def against(self, key: SessionKey, log: Log, claimed: Head | None = None) -> HistoryLost | HistoryExpired | None:
-        """Return the error a loaded log deserves, once; None when nothing speaks against it.
+        """Return the error a loaded log deserves; None when nothing speaks against it.
 
         Args:
             key: The conversation.
@@ -46,7 +47,6 @@ class Evidence:
         for head in (self._heads.get(key.path), claimed):
             error = None if head is None else self._verdict(head, log)
             if error is not None:
-                self.forget(key)
                 return error
         return None
 

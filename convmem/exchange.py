@@ -84,6 +84,7 @@ class Exchange:
         self._conversation = Conversation(services.ledger, None, self)
         self._kept: ConvmemError | None = None
         self._raised: ConvmemError | None = None
+        self._asked: SessionKey | None = None
         self._owner_given: str | None = None
         self._touched = False
         self._first_touch = threading.Lock()
@@ -92,6 +93,8 @@ class Exchange:
         self._remaining: int | None = None
         self._bodyless = False
         self._trailers = False
+        self._flowing = False
+        self._whole = False
         self._begun = False
         self._settled = False
         self._complete = False
@@ -102,13 +105,15 @@ class Exchange:
 
     async def run(self, app: ASGIApp) -> None:
         """Load, run the app, store, answer."""
-        self._resolved = await self._services.reader.read(self._request)
+        if not self._defers:
+            self._resolved = await self._services.reader.read(self._request)
         try:
             await self._prepare()
         except ConvmemError as error:
             await self._answer(error)
             return
         self._scope = self._scope_for_app()
+        self._conversation.within = current.get()
         before = current.set(self._conversation)
         try:
             await app(self._scope, self._listen, self._respond)
@@ -146,30 +151,40 @@ class Exchange:
             if not self._services.degrade:
                 self._kept = error
                 return
-            logger.warning("the store is down; this request runs without memory: %s", error)
-            turn = Turn(self._services.ledger, self._key(owner, self._resolved.session_id), stored=False)
-            self._conversation = Conversation(self._services.ledger, turn, self, degraded=True)
+            self._conversation.adopt(self._without_memory(owner, self._resolved.session_id, error))
         except ConvmemError as error:
             self._kept = error
+
+    def _without_memory(self, owner: str, session_id: str, error: StoreUnavailable) -> Turn:
+        logger.warning("the store is down; this request runs without memory: %s", error)
+        self._conversation.degraded = True
+        return Turn(self._services.ledger, self._key(owner, session_id), stored=False)
 
     def _key(self, owner: str, session_id: str) -> SessionKey:
         return SessionKey(owner, session_id, self._resolved.tenant)
 
     async def _open(self, owner: str, session_id: str) -> Turn:
-        turn = Turn(self._services.ledger, self._key(owner, session_id))
+        self._asked = key = self._key(owner, session_id)
+        needs_existing = await self._needs_existing(key)
+        turn = Turn(self._services.ledger, key)
         claimed = _claimed(self._request["headers"])
         if not self._leases:
             await turn.look(claimed)
         else:
             outer = current.get()
-            if outer is not None and outer.runs(turn.key):
+            if outer is not None and outer.runs(key):
                 raise ConversationBusy(own_turn=True)
             await turn.begin(self._policy, claimed)
-        if self._resolved.needs_existing and session_id == self._resolved.session_id and not turn.log.head.epoch:
+        if needs_existing and not turn.log.head.epoch:
             await turn.abandon()
             msg = "This id was not handed out to this owner; POST for a new one, or leave it out for the default conversation."
             raise UnknownConversation(msg)
         return turn
+
+    async def _needs_existing(self, key: SessionKey) -> bool:
+        if (key.owner, key.session_id) == (self._resolved.owner, self._resolved.session_id):
+            return self._resolved.needs_existing
+        return await self._services.reader.needs_existing(key.owner, key.session_id, key.tenant)
 
     def _scope_for_app(self) -> Scope:
         """Copy what is changed: the server's own dicts are never written to."""
@@ -182,7 +197,10 @@ class Exchange:
 
     def touch(self) -> None:
         """Note that the conversation is used; mint the visitor who has none yet. Where the handler loads, `load` does that."""
-        if self._defers or (self._touched and self._kept is None):
+        if self._defers and not self._touched:
+            return
+        if self._touched and self._kept is None:
+            self._check_order()
             return
         with self._first_touch:
             try:
@@ -190,7 +208,7 @@ class Exchange:
                 if self._kept is not None:
                     raise self._kept
                 if self._resolved.owner is None:
-                    self._mint()
+                    self._mint(self._resolved.session_id, needs_existing=self._resolved.needs_existing)
             except ConvmemError as error:
                 self._kept = error
                 raise
@@ -205,6 +223,17 @@ class Exchange:
     def raised(self, error: ConvmemError) -> None:
         """Remember the error, to answer with it if the app makes a 5xx of it."""
         self._raised = error
+        self._spend(error)
+
+    def _spend(self, error: ConvmemError) -> None:
+        """Evidence is spent by reporting it."""
+        if isinstance(error, HistoryLost | HistoryExpired) and self._asked is not None:
+            self._services.ledger.evidence.forget(self._asked)
+
+    @property
+    def degrades(self) -> bool:
+        """Whether the app goes on without memory while the store is down."""
+        return self._services.degrade
 
     async def leave(self) -> None:
         """End the turn if the client has left."""
@@ -214,18 +243,32 @@ class Exchange:
 
     async def load(self, owner: str | None, session_id: str | None) -> Turn:
         """Load the conversation a handler names, or the one the request does."""
+        if self._defers and not self._touched:
+            here = {name: self._request.get(name, "") for name in ("path", "root_path")}
+            self._resolved = await self._services.reader.read({**self._scope, **here})
         self._owner_given = owner
         self._check_order()
+        if session_id is None and self._resolved.refusal is not None and not self._resolved.names_session:
+            raise self._resolved.refusal
         which = self._resolved.session_id if session_id is None else session_id
         if owner is None and self._resolved.owner is None:
-            turn = self._mint(which)
+            needs_existing = await self._services.reader.needs_existing(None, which, self._resolved.tenant)
+            turn = self._mint(which, needs_existing=needs_existing)
         else:
-            turn = await self._open(owner or self._resolved.owner or "", which)
+            turn = await self._open_or_degrade(owner or self._resolved.owner or "", which)
         self._kept = None
         self._touched = True
         return turn
 
-    def _mint(self, session_id: str | None = None) -> Turn:
+    async def _open_or_degrade(self, owner: str, session_id: str) -> Turn:
+        try:
+            return await self._open(owner, session_id)
+        except StoreUnavailable as error:
+            if not self._services.degrade:
+                raise
+            return self._without_memory(owner, session_id, error)
+
+    def _mint(self, session_id: str, *, needs_existing: bool) -> Turn:
         """Make a new visitor; the conversation is then known to be new, and costs neither a trip nor a lease."""
         if self._begun and self._resolved.may_mint:
             msg = (
@@ -233,11 +276,11 @@ class Exchange:
                 "handler (get_conversation(request), before returning the StreamingResponse), not inside the generator."
             )
             raise VisitorTooLate(msg)
-        owner = self._resolved.mint()
-        if self._resolved.needs_existing:
+        if needs_existing and self._resolved.may_mint:
             msg = "This id was not handed out; leave it out for the default conversation."
             raise UnknownConversation(msg)
-        turn = Turn(self._services.ledger, self._key(owner, session_id or self._resolved.session_id))
+        owner = self._resolved.mint()
+        turn = Turn(self._services.ledger, self._key(owner, session_id))
         self._conversation.adopt(turn)
         return turn
 
@@ -294,8 +337,10 @@ class Exchange:
             self._remaining -= size
         reached = self._remaining is not None and self._remaining <= 0
         if self._bodyless or reached or not (more or self._trailers):
+            self._whole = size > 0 and not self._flowing
             await self._on_last(message, ends=not more)
         else:
+            self._flowing = True
             await self._begin()
             await self._send(message)
 
@@ -322,7 +367,7 @@ class Exchange:
         if self._conversation.degraded:
             headers.append((b"convmem-degraded", b"true"))
         turn = self._conversation.seen
-        if self._touched and turn is not None:
+        if self._touched and turn is not None and not self._conversation.degraded:
             headers.append((REVISION_HEADER, turn.head.revision.encode()))
             if self._services.debug:
                 facts = {
@@ -344,7 +389,7 @@ class Exchange:
         if self._settled:
             return
         self._settled = True
-        streamed = self._remaining is None and not self._bodyless
+        streamed = self._remaining is None and not self._bodyless and not self._whole
         if self._status >= _ERRORS:
             await self._conversation.abandon()
             self._outcome = "abandoned"
@@ -355,11 +400,11 @@ class Exchange:
             await self._conversation.interrupt()
             self._outcome = "interrupted"
             return
-        await self._conversation.finish()
-        self._outcome = "stored"
         turn = self._conversation.seen
         if turn is not None and turn.messages and not (self._leases or self._resolved.minted):
             self._hint_at_turns()
+        await self._conversation.finish()
+        self._outcome = "stored"
 
     def _hint_at_turns(self) -> None:
         if not self._services.hinted:
@@ -385,6 +430,7 @@ class Exchange:
         self._answered = True
         self._held = None
         self._status = error.status
+        self._spend(error)
         if error.status >= _SERVER_ERRORS:
             logger.error("%s: %s", error.code, error, exc_info=error.__cause__)
         else:
@@ -409,6 +455,8 @@ class Exchange:
             return
         self._settled = True
         try:
+            if self._touched:
+                self._check_order()
             if isinstance(error, asyncio.CancelledError):
                 await self._conversation.interrupt()
             elif self._begun:
@@ -416,6 +464,7 @@ class Exchange:
             else:
                 await self._conversation.abandon()
         except ConvmemError as failure:
+            await self._conversation.abandon()
             logger.error("an interrupted turn could not be stored: %s", failure)  # noqa: TRY400 - the app's error is being raised
 
     async def _returned(self) -> None:
@@ -432,11 +481,14 @@ class Exchange:
                 if self._status >= _ERRORS or not (self._status or self._client_left):
                     await self._conversation.abandon()
                 else:
+                    if self._touched:
+                        self._check_order()
                     await self._conversation.interrupt()
             if self._held is not None:
                 await self._begin()
         except ConvmemError as error:
             if self._client_left:
+                await self._conversation.abandon()
                 logger.error("an interrupted turn could not be stored: %s", error)  # noqa: TRY400 - nobody is there to be told
             elif await self._goes_on(error):
                 await self._begin()
@@ -444,7 +496,7 @@ class Exchange:
 
 def _content_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
     for name, value in headers:
-        if name.lower() == b"content-length" and value.isdigit():
+        if name.lower() == b"content-length" and value.strip().isdigit():
             return int(value)
     return None
 

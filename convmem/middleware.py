@@ -89,11 +89,13 @@ class ConversationMiddleware:
             return
         task = asyncio.current_task()
         assert task is not None
+        inside_another = task in self._in_flight
         self._in_flight.add(task)
         try:
             await Exchange(services, scope, path, receive, send).run(self.app)
         finally:
-            self._in_flight.discard(task)
+            if not inside_another:
+                self._in_flight.discard(task)
 
     # Start and stop
 
@@ -152,6 +154,7 @@ class ConversationMiddleware:
         except ConvmemError as error:
             sentence = f"convmem: {error}"
             logger.error("%s", sentence)  # noqa: TRY400 - a sentence, not a traceback
+            await self._close()
             await send({"type": "lifespan.startup.failed", "message": sentence})
             return
         started = failed = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from convmem.exceptions import InvalidMessage, LimitExceeded
@@ -66,7 +66,7 @@ class Recording(Generic[C]):
         return text
 
 
-async def each(stream: AsyncIterable[C] | Iterable[C]) -> AsyncIterator[C]:
+async def each(stream: AsyncIterable[C] | Iterable[C]) -> AsyncGenerator[C, None]:
     """Iterate over either kind of stream; a synchronous one runs in a thread, so that it blocks nobody."""
     if isinstance(stream, AsyncIterable):
         iterator = aiter(stream)

@@ -23,6 +23,7 @@ from convmem.exceptions import (
     ConversationFenced,
     ConversationGone,
     ConvmemError,
+    HistoryExpired,
     HistoryLost,
     LimitExceeded,
     StoreUnavailable,
@@ -142,7 +143,13 @@ class Turn:
     # Beginning
 
     async def look(self, claimed: Head | None = None) -> None:
-        """Load without a lease: appending works as long as nobody else writes."""
+        """Load without a lease: appending works as long as nobody else writes.
+
+        Raises:
+            HistoryLost: The store lost what it had acknowledged. The evidence stays until whoever reports the error forgets it.
+            HistoryExpired: The history outlived its TTL. The same.
+            StoreUnavailable: The store did not answer.
+        """
         self._deadline = asyncio.get_running_loop().time() + self.ledger.rules.turn_max.total_seconds()
         await self._load(None)
         self._judge(claimed)
@@ -171,7 +178,9 @@ class Turn:
         except ConversationBusy:
             self._end_now()
             raise
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, HistoryLost | HistoryExpired):
+                self.ledger.evidence.forget(self.key)
             self.ledger.start(self._release_quietly())
             self._end_now()
             raise
@@ -269,16 +278,21 @@ class Turn:
         if self.ended:
             msg = "This turn has ended; clear the conversation in `async with conversation.turn():`, which opens another one."
             raise TurnClosed(msg)
-        await self.ledger.finish(self._locked(self._append(self._reset_entry())))
+        await self.ledger.finish(self._locked(self._reset()))
 
     async def delete(self) -> bool:
         """End the conversation's life, and with it this turn; return whether there was one."""
+        existed = await self.ledger.finish(self._locked(self.ledger.store.delete(self.key)))
         self._staged.clear()
-        existed = not self._kept_nowhere and await self.ledger.finish(self._locked(self.ledger.store.delete(self.key)))
+        self._pending = None
         self.ledger.evidence.forget(self.key)
         self.log, self.head = Log(), Head()
         self._end_now()
         return existed
+
+    def detach(self) -> None:
+        """Store nothing from now on: the store is down, and the app goes on without it."""
+        self._kept_nowhere = True
 
     # Ending
 
@@ -334,6 +348,8 @@ class Turn:
         """Store what is pending, then what is staged; an empty entry closes a turn that is already stored."""
         if self.refused is not None:
             raise self.refused
+        if self._kept_nowhere:
+            self._staged, self._pending, self._counted = [], None, False
         if self._pending is not None:
             await self._append(self._pending)
         if self._staged or (closing and self._counted):
@@ -342,9 +358,14 @@ class Turn:
         elif release:
             await self._release_quietly()
 
-    async def _append(self, entry: Entry, *, release: bool = False) -> None:
+    async def _reset(self) -> None:
         if self._kept_nowhere:
-            return
+            raise StoreUnavailable(self.ledger.store.name, "append", "this request runs without memory")
+        if self._pending is not None:
+            await self._append(self._pending)
+        await self._append(self._reset_entry())
+
+    async def _append(self, entry: Entry, *, release: bool = False) -> None:
         self._pending = entry
         if asyncio.get_running_loop().time() > self._deadline:
             await self._refuse(ConversationFenced("The turn ran longer than CONVMEM_TURN_MAX; nothing more of it is stored."))

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
+from dataclasses import dataclass, field
 
 from convmem.exceptions import ConversationBusy
 from convmem.keys import SessionKey
+
+
+@dataclass(slots=True)
+class _Passage:
+    """A conversation in use: since when its present turn is inside, and who waits."""
+
+    since: float = field(default_factory=time.monotonic)
+    queue: deque[asyncio.Future[None]] = field(default_factory=deque)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.since
 
 
 class Turnstile:
@@ -18,43 +32,44 @@ class Turnstile:
     def __init__(self, max_waiting: int) -> None:
         """Allow this many to wait for one conversation."""
         self._max_waiting = max_waiting
-        self._queues: dict[tuple[str, str, str], deque[asyncio.Future[None]]] = {}
+        self._passages: dict[tuple[str, str, str], _Passage] = {}
 
     def occupied(self, key: SessionKey) -> bool:
         """Return whether a turn of this conversation is inside."""
-        return key.path in self._queues
+        return key.path in self._passages
 
     async def enter(self, key: SessionKey, seconds: float) -> None:
         """Go through, or wait for at most so many seconds; 0 waits for nobody.
 
         Raises:
-            ConversationBusy: The time is over, or too many wait already.
+            ConversationBusy: The time is over, or too many wait already. It says how long the turn inside has been running.
         """
-        queue = self._queues.get(key.path)
-        if queue is None:
-            self._queues[key.path] = deque()
+        passage = self._passages.get(key.path)
+        if passage is None:
+            self._passages[key.path] = _Passage()
             return
-        if seconds <= 0 or len(queue) >= self._max_waiting:
-            raise ConversationBusy
+        if seconds <= 0 or len(passage.queue) >= self._max_waiting:
+            raise ConversationBusy(passage.seconds)
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queue.append(waiting)
+        passage.queue.append(waiting)
         try:
             async with asyncio.timeout(seconds):
                 await waiting
         except BaseException as error:
             if waiting.done() and not waiting.cancelled():
                 self.leave(key)
-            elif waiting in queue:
-                queue.remove(waiting)
+            elif waiting in passage.queue:
+                passage.queue.remove(waiting)
             if isinstance(error, TimeoutError):
-                raise ConversationBusy(seconds) from None
+                raise ConversationBusy(passage.seconds) from None
             raise
 
     def leave(self, key: SessionKey) -> None:
         """Let the next one in."""
-        queue = self._queues[key.path]
-        while queue:
-            waiting = queue.popleft()
+        passage = self._passages[key.path]
+        passage.since = time.monotonic()
+        while passage.queue:
+            waiting = passage.queue.popleft()
             loop = waiting.get_loop()
             if waiting.cancelled() or loop.is_closed():
                 continue
@@ -63,7 +78,7 @@ class Turnstile:
             else:
                 loop.call_soon_threadsafe(self._hand_over, key, waiting)
             return
-        del self._queues[key.path]
+        del self._passages[key.path]
 
     def _hand_over(self, key: SessionKey, waiting: asyncio.Future[None]) -> None:
         if waiting.done():

@@ -41,6 +41,7 @@ class Resolved:
         token_status: Whether a visitor's token came and was accepted; ``none`` too where it was not looked at, because a user is signed in.
         needs_existing: The id was not handed out to this owner, so only an existing conversation may have it (``CLIENT_IDS=issued``).
         refusal: To be raised when the handler touches the conversation; `owner` is None then.
+        names_session: Whether `session_id` is what the request says; not when the refusal is about that, or came before it was read.
     """
 
     owner: str | None = field(default=None, repr=False)
@@ -50,6 +51,7 @@ class Resolved:
     token_status: TokenStatus = TokenStatus.NONE
     needs_existing: bool = False
     refusal: ConvmemError | None = None
+    names_session: bool = True
     _visitors: Visitors | None = field(default=None, repr=False)
     _visit: Visit = field(default=_NO_VISIT, repr=False)
     _vary: bytes = field(default=b"Cookie", repr=False)
@@ -182,7 +184,17 @@ class IdentityReader:
         try:
             return await self._read(scope)
         except ConvmemError as error:
-            return self._resolved(scope, refusal=error)
+            return self._resolved(scope, refusal=error, names_session=False)
+
+    async def needs_existing(self, owner: str | None, session_id: str, tenant: str) -> bool:
+        """Return whether only an existing conversation may have this id: under ``CLIENT_IDS=issued``, when it was not handed out.
+
+        Raises:
+            ConvmemError: The key record could not be read.
+        """
+        if self._policy.client_ids == "own" or session_id == DEFAULT_SESSION:
+            return False
+        return owner is None or not await is_issued(session_id, owner, tenant, self._keyring)
 
     async def _read(self, scope: Scope) -> Resolved:
         claim = await self._claim(scope)
@@ -192,7 +204,7 @@ class IdentityReader:
         if trusted:
             owner, source = f"header:{session_id}", "session header"
         if owner is None and (refusal := self._refusal(scope, claim)):
-            return self._resolved(scope, visit=claim.visit, refusal=refusal)
+            return self._resolved(scope, session_id=session_id, tenant=claim.tenant, visit=claim.visit, refusal=refusal)
         SessionKey(owner or "visitor:new", session_id, claim.tenant)
         return self._resolved(
             scope,
@@ -200,7 +212,7 @@ class IdentityReader:
             session_id=session_id,
             tenant=claim.tenant,
             source=source,
-            needs_existing=not trusted and await self._needs_existing(owner, session_id, claim.tenant),
+            needs_existing=not trusted and await self.needs_existing(owner, session_id, claim.tenant),
             visit=claim.visit,
         )
 
@@ -274,11 +286,6 @@ class IdentityReader:
             )
         return None
 
-    async def _needs_existing(self, owner: str | None, session_id: str, tenant: str) -> bool:
-        if self._policy.client_ids == "own" or session_id == DEFAULT_SESSION:
-            return False
-        return owner is None or not await is_issued(session_id, owner, tenant, self._keyring)
-
     def _resolved(
         self,
         scope: Scope,
@@ -289,6 +296,7 @@ class IdentityReader:
         source: str = "none",
         needs_existing: bool = False,
         refusal: ConvmemError | None = None,
+        names_session: bool = True,
         visit: Visit = _NO_VISIT,
     ) -> Resolved:
         return Resolved(
@@ -299,6 +307,7 @@ class IdentityReader:
             visit.status,
             needs_existing,
             refusal,
+            names_session,
             _visitors=self._visitors,
             _visit=visit,
             _vary=self._vary,

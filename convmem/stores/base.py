@@ -329,7 +329,8 @@ class Store(ABC):
         1. `gone`: the epoch of `after` was ended by a delete; or `after` is an absent head and a newer delete mark is there.
         2. `gap`: nobody knows the epoch of `after`.
         3. `duplicate`: this very entry is at position n + 1, whatever follows it.
-        4. `gap`: the log ends before n, or holds another entry at n: acknowledged entries are missing.
+        4. `gap`: the log ends before n, or holds another entry at n: acknowledged entries are missing. What expired in front
+           of `Head.start`, and was removed for that, is not missing.
         5. `fenced`: a live lease with another token holds the conversation.
         6. `conflict`: the log goes on beyond n; also when two first appends meet.
         7. `stored`. A lease that ran out and that nobody took does not stand in the way.
@@ -444,7 +445,9 @@ def decide(  # noqa: PLR0911 - one for each outcome
         return Outcome.GAP
     if id_at(after.n + 1) == entry.id:
         return Outcome.DUPLICATE
-    if head.n < after.n or (after.n and id_at(after.n) != after.id):
+    there = id_at(after.n) if after.n else after.id
+    removed = there is None and after.n < head.start
+    if head.n < after.n or (there != after.id and not removed):
         return Outcome.GAP
     if live_token and live_token != entry.token:
         return Outcome.FENCED
