@@ -56,9 +56,13 @@ if TYPE_CHECKING:
     )
     from convmem.keys import SessionKey as SessionKey
     from convmem.messages import (
+        AudioPart as AudioPart,
+        Citation as Citation,
+        FilePart as FilePart,
         ImagePart as ImagePart,
         Message as Message,
         Part as Part,
+        ReasoningPart as ReasoningPart,
         Role as Role,
         TextPart as TextPart,
         ToolCall as ToolCall,
@@ -99,7 +103,18 @@ _HOMES = {
     ),
     "convmem.identity": ("Identity", "Resolver", "from_callable", "from_header", "from_path", "from_query", "from_user", "from_visitor"),
     "convmem.keys": ("SessionKey",),
-    "convmem.messages": ("ImagePart", "Message", "Part", "Role", "TextPart", "ToolCall"),
+    "convmem.messages": (
+        "AudioPart",
+        "Citation",
+        "FilePart",
+        "ImagePart",
+        "Message",
+        "Part",
+        "ReasoningPart",
+        "Role",
+        "TextPart",
+        "ToolCall",
+    ),
     "convmem.middleware": ("ConversationMiddleware",),
     "convmem.stores.base": ("Store",),
     "convmem.stores.memory": ("MemoryStore",),

@@ -37,15 +37,52 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
+def _tuple(value: object) -> object:
+    """Accept a list for a tuple, and nothing that merely iterates."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+class Citation(_Frozen):
+    """Where a piece of text comes from.
+
+    Attributes:
+        start: Of the cited span in the part's text, in characters; None when the whole part is meant.
+        end: Just behind that span.
+        url: Of the source.
+        title: Of the source.
+        quote: What the source says.
+    """
+
+    start: int | None = None
+    end: int | None = None
+    url: Text | None = None
+    title: Text | None = None
+    quote: Text | None = None
+
+
 class TextPart(_Frozen):
-    """A piece of text among other parts."""
+    """A piece of text among other parts, with its sources."""
 
     type: Literal["text"] = "text"
     text: Text
+    citations: Annotated[tuple[Citation, ...], BeforeValidator(_tuple)] = ()
 
 
-class ImagePart(_Frozen):
-    """An image, by URL or by its bytes: exactly one of the two.
+class ReasoningPart(_Frozen):
+    """What a model thought on the way, as far as it shows.
+
+    Attributes:
+        text: Empty when only a signature is shown.
+        signature: Opaque; some models refuse to go on without it.
+    """
+
+    type: Literal["reasoning"] = "reasoning"
+    text: Text = ""
+    signature: Text | None = None
+
+
+class _Media(_Frozen):
+    """Something by URL or by its bytes: exactly one of the two.
 
     Attributes:
         url: Where it is; may be a ``data:`` URL.
@@ -53,19 +90,41 @@ class ImagePart(_Frozen):
         media_type: Such as ``image/png``; needed with `data`.
     """
 
-    type: Literal["image"] = "image"
     url: Text | None = None
     data: bytes | None = None
     media_type: Text | None = None
 
     def model_post_init(self, _context: object, /) -> None:
-        """Refuse an image that is nowhere, or in two places."""
+        """Refuse what is nowhere, or in two places."""
+        field: str = getattr(self, "type", "media")
         if (self.url is None) == (self.data is None):
-            msg = "image"
-            raise InvalidMessage(msg, "give either url or data")
+            raise InvalidMessage(field, "give either url or data")
         if self.data is not None and self.media_type is None:
-            msg = "image.media_type"
-            raise InvalidMessage(msg, "data needs its media type, such as image/png")
+            name = f"{field}.media_type"
+            raise InvalidMessage(name, "data needs its media type, such as image/png")
+
+
+class ImagePart(_Media):
+    """An image, by URL or by its bytes."""
+
+    type: Literal["image"] = "image"
+
+
+class AudioPart(_Media):
+    """A recording, by URL or by its bytes."""
+
+    type: Literal["audio"] = "audio"
+
+
+class FilePart(_Media):
+    """Any other file, by URL or by its bytes.
+
+    Attributes:
+        name: The file's name.
+    """
+
+    type: Literal["file"] = "file"
+    name: Text | None = None
 
 
 class UnknownPart(_Frozen):
@@ -80,7 +139,7 @@ class UnknownPart(_Frozen):
     fields: dict[Text, Any] = Field(default_factory=dict)
 
 
-Part: TypeAlias = TextPart | ImagePart | UnknownPart
+Part: TypeAlias = TextPart | ImagePart | AudioPart | FilePart | ReasoningPart | UnknownPart
 
 
 class ToolCall(_Frozen):
@@ -95,11 +154,6 @@ class ToolCall(_Frozen):
     id: Text
     name: Text
     arguments: dict[Text, Any] | Text = Field(default_factory=dict)
-
-
-def _parts(content: object) -> object:
-    """Accept any sequence of parts, and nothing that merely iterates."""
-    return tuple(content) if isinstance(content, list) else content
 
 
 class Message(_Frozen):
@@ -118,8 +172,8 @@ class Message(_Frozen):
     """
 
     role: Role
-    content: Text | Annotated[tuple[Part, ...], BeforeValidator(_parts)] = ""
-    tool_calls: Annotated[tuple[ToolCall, ...], BeforeValidator(_parts)] = ()
+    content: Text | Annotated[tuple[Part, ...], BeforeValidator(_tuple)] = ""
+    tool_calls: Annotated[tuple[ToolCall, ...], BeforeValidator(_tuple)] = ()
     tool_call_id: Text | None = None
     name: Text | None = None
     id: Text = Field(default_factory=new_id)
@@ -245,7 +299,11 @@ def _document(message: Message) -> dict[str, Any]:
 def _part_document(part: Part, field: str) -> dict[str, Any]:
     if isinstance(part, UnknownPart):
         return {"type": _pack_text(part.type), **{name: _pack(value, f"{field}.{name}") for name, value in part.fields.items()}}
-    return {name: _pack(value, f"{field}.{name}") for name, value in part.__dict__.items() if value is not None}
+    document = {name: _pack(value, f"{field}.{name}") for name, value in part.__dict__.items() if value is not None and name != "citations"}
+    if isinstance(part, TextPart) and part.citations:
+        shown = [{name: value for name, value in citation.__dict__.items() if value is not None} for citation in part.citations]
+        document["citations"] = _pack(shown, f"{field}.citations")
+    return document
 
 
 def _message(document: dict[str, Any]) -> Message:
@@ -260,13 +318,21 @@ def _message(document: dict[str, Any]) -> Message:
 
 
 _KNOWN = frozenset(Message.model_fields)
-_PART_TYPES: dict[str, type[TextPart | ImagePart]] = {"text": TextPart, "image": ImagePart}
+_PART_TYPES: dict[str, type[TextPart | ImagePart | AudioPart | FilePart | ReasoningPart]] = {
+    "text": TextPart,
+    "image": ImagePart,
+    "audio": AudioPart,
+    "file": FilePart,
+    "reasoning": ReasoningPart,
+}
 
 
 def _part(fields: dict[str, Any]) -> Part:
     kind = _PART_TYPES.get(fields["type"])
     if kind is None or not set(fields) <= set(kind.model_fields):
         return UnknownPart(type=fields["type"], fields={name: value for name, value in fields.items() if name != "type"})
+    if "citations" in fields:
+        fields = {**fields, "citations": tuple(Citation(**citation) for citation in fields["citations"])}
     return kind(**fields)
 
 
