@@ -33,9 +33,12 @@ async def get_conversation(source: HTTPConnection) -> Conversation:
         NoConversation: The middleware is missing, or does not cover this path; the message has the line to change.
         ConvmemError: Whatever kept the conversation from being loaded.
     """
-    found = _in_scope(source)
+    found = _scope_of(source).get(SCOPE_KEY)
     if isinstance(found, Routes):
         msg = f"This path has no conversation: ConversationMiddleware covers {found.described}; add it to paths=[...]."
+        raise NoConversation(msg)
+    if found is None and _scope_of(source).get("type") == "websocket":
+        msg = "WebSockets have no conversation of their own in this version; use open_conversation(key) for each exchange."
         raise NoConversation(msg)
     return _taken(found if isinstance(found, Conversation) else current.get())
 
@@ -53,13 +56,13 @@ def _taken(conversation: Conversation | None) -> Conversation:
     return conversation
 
 
-def _in_scope(source: object) -> object:
-    if isinstance(source, Mapping):
-        return source.get(SCOPE_KEY)
-    scope = getattr(source, "scope", None)
-    if scope is None:
-        scope = getattr(getattr(source, "transport", None), "scope", None)
-    return scope.get(SCOPE_KEY) if isinstance(scope, Mapping) else None
+def _scope_of(source: object) -> Mapping[str, object]:
+    """Return the scope of a request, in the places where frameworks keep it; an empty one when there is none."""
+    for holder in (source, getattr(source, "transport", None)):
+        scope = holder if isinstance(holder, Mapping) else getattr(holder, "scope", None)
+        if isinstance(scope, Mapping):
+            return scope
+    return {}
 
 
 @asynccontextmanager

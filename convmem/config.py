@@ -105,14 +105,14 @@ class Settings(BaseSettings):
         description="Whether the cookie is kept apart for each site that embeds the app (CHIPS); needs CONVMEM_COOKIE_SECURE=always.",
     )
     ttl: types.OptionalDuration = Field(None, description="How long a conversation lives after its last turn; none means for ever.")
-    retention: types.OptionalDuration = Field(
-        None, description="How long stored conversations are kept at most after their last turn; none means until they are deleted."
+    retention: types.Retention = Field(
+        None, description="How long stored conversations are kept at most after their last turn; not available yet."
     )
     window_turns: types.OptionalCount = Field(50, description="How many of the newest turns the model sees; none means all.")
     window_messages: types.OptionalCount = Field(
         None, description="How many of the newest messages the model sees, in whole turns; none means all."
     )
-    window_tokens: types.NotYet = Field(None, description="How many tokens the model sees; not available yet.")
+    window_tokens: types.Tokens = Field(None, description="How many tokens the model sees; not available yet.")
     concurrency: Annotated[Literal["wait", "reject"], types.Choice] = Field(
         "wait", description="What a turn does while another one of the same conversation runs: wait, or be rejected with a 409."
     )

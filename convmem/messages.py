@@ -12,10 +12,20 @@ import json
 import math
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timezone
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, GetPydanticSchema, PrivateAttr, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    PrivateAttr,
+    ValidationError,
+)
 from pydantic_core import core_schema
 
 from convmem.exceptions import InvalidMessage
@@ -156,6 +166,14 @@ class ToolCall(_Frozen):
     arguments: dict[Text, Any] | Text = Field(default_factory=dict)
 
 
+def _with_offset(moment: datetime) -> datetime:
+    """Keep the offset and drop the zone's name: in an hour that comes twice, such a time is equal to no other zone's (PEP 495)."""
+    offset = moment.utcoffset()
+    if isinstance(moment.tzinfo, timezone) or offset is None:
+        return moment
+    return moment.replace(tzinfo=timezone(offset), fold=0)
+
+
 class Message(_Frozen):
     """One message. Frozen; equal when all fields are, whatever its `state`.
 
@@ -166,7 +184,7 @@ class Message(_Frozen):
         tool_call_id: Which call a tool's message answers.
         name: The speaker's or the tool's name.
         id: Unique, sortable by the time it was made.
-        created_at: When, with a time zone.
+        created_at: When, with its offset from UTC.
         metadata: Yours: JSON values, bytes, and floats that are not finite.
         extras: What has no neutral form, by framework.
     """
@@ -177,7 +195,7 @@ class Message(_Frozen):
     tool_call_id: Text | None = None
     name: Text | None = None
     id: Text = Field(default_factory=new_id)
-    created_at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+    created_at: Annotated[AwareDatetime, AfterValidator(_with_offset)] = Field(default_factory=lambda: datetime.now(UTC))
     metadata: dict[Text, Any] = Field(default_factory=dict)
     extras: dict[Text, Any] = Field(default_factory=dict)
     _state: State = PrivateAttr(default="complete")
@@ -237,11 +255,7 @@ def encode_message(message: Message) -> bytes:
     Raises:
         InvalidMessage: A field cannot be stored and read back equal; it is named.
     """
-    try:
-        return _json(_document(message))
-    except RecursionError as error:
-        field = "message"
-        raise InvalidMessage(field, "is nested too deeply, or contains itself") from error
+    return _json(_document(message))
 
 
 def encode_messages(encoded: Iterable[bytes]) -> bytes:
@@ -298,12 +312,23 @@ def _document(message: Message) -> dict[str, Any]:
 
 def _part_document(part: Part, field: str) -> dict[str, Any]:
     if isinstance(part, UnknownPart):
+        _refuse_ambiguous(part, field)
         return {"type": _pack_text(part.type), **{name: _pack(value, f"{field}.{name}") for name, value in part.fields.items()}}
     document = {name: _pack(value, f"{field}.{name}") for name, value in part.__dict__.items() if value is not None and name != "citations"}
     if isinstance(part, TextPart) and part.citations:
         shown = [{name: value for name, value in citation.__dict__.items() if value is not None} for citation in part.citations]
         document["citations"] = _pack(shown, f"{field}.citations")
     return document
+
+
+def _refuse_ambiguous(part: UnknownPart, field: str) -> None:
+    kind = _PART_TYPES.get(part.type)
+    if kind is not None and set(part.fields) <= set(kind.model_fields):
+        raise InvalidMessage(field, f"this is a {kind.__name__}; build it as one")
+    for name in part.fields:
+        if name == "type" or not _plain(name):
+            where = f"{field}.fields"
+            raise InvalidMessage(where, "a name is type, or holds half a surrogate pair; neither can be stored")
 
 
 def _message(document: dict[str, Any]) -> Message:
@@ -336,8 +361,13 @@ def _part(fields: dict[str, Any]) -> Part:
     return kind(**fields)
 
 
-def _pack(value: object, field: str) -> object:  # noqa: PLR0911 - one for each kind of value
+_DEEPEST = 100
+
+
+def _pack(value: object, field: str, depth: int = 0) -> object:  # noqa: PLR0911 - one for each kind of value
     """Return the JSON form of a value, as the head of this module describes."""
+    if depth > _DEEPEST:
+        raise InvalidMessage(field.partition(".")[0].partition("[")[0], f"is nested more than {_DEEPEST} levels deep, or contains itself")
     match value:
         case None | bool():
             return value
@@ -350,20 +380,20 @@ def _pack(value: object, field: str) -> object:  # noqa: PLR0911 - one for each 
         case bytes():
             return {"$bytes": b64encode(value).decode()}
         case list():
-            return [_pack(item, f"{field}[{i}]") for i, item in enumerate(value)]
+            return [_pack(item, f"{field}[{i}]", depth + 1) for i, item in enumerate(value)]
         case dict():
-            return _pack_object(value, field)
+            return _pack_object(value, field, depth)
         case _:
             raise InvalidMessage(
                 field, f"a {type(value).__name__} cannot be stored; use text, numbers, booleans, None, bytes, lists and dicts"
             )
 
 
-def _pack_object(value: dict[object, object], field: str) -> object:
+def _pack_object(value: dict[object, object], field: str, depth: int) -> object:
     for key in value:
         if not isinstance(key, str):
             raise InvalidMessage(field, f"a key is a {type(key).__name__}; the keys of a dict must be text")
-    packed = {str(key): _pack(item, f"{field}.{key}") for key, item in value.items()}
+    packed = {str(key): _pack(item, f"{field}.{key}", depth + 1) for key, item in value.items()}
     if all(_plain(key) and not key.startswith("$") for key in packed):
         return packed
     return {"$object": [[_pack_text(key), item] for key, item in packed.items()]}

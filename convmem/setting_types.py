@@ -61,10 +61,15 @@ def _duration_or_none(value: object) -> timedelta | None:
     return None if _or_none(value) is None else parse_duration(value)
 
 
-def _not_yet(value: object) -> None:
-    if _or_none(value) is not None:
-        msg = "comes with a later version; unset it and use CONVMEM_WINDOW_TURNS or CONVMEM_WINDOW_MESSAGES now"
-        raise ValueError(msg)
+def _not_yet(instead: str) -> BeforeValidator:
+    """Refuse any value: a setting that silently does nothing is a broken promise."""
+
+    def refuse(value: object) -> None:
+        if _or_none(value) is not None:
+            msg = f"comes with a later version; unset it and use {instead} now"
+            raise ValueError(msg)
+
+    return BeforeValidator(refuse)
 
 
 def _store(value: object) -> StoreURL:
@@ -183,7 +188,8 @@ Choice = BeforeValidator(_choice)
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 OptionalDuration = Annotated[timedelta | None, BeforeValidator(_duration_or_none)]
 OptionalCount = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_or_none)]
-NotYet = Annotated[int | None, BeforeValidator(_not_yet)]
+Tokens = Annotated[int | None, _not_yet("CONVMEM_WINDOW_TURNS or CONVMEM_WINDOW_MESSAGES")]
+Retention = Annotated[timedelta | None, _not_yet("CONVMEM_TTL")]
 Size = Annotated[int, BeforeValidator(parse_size)]
 
 

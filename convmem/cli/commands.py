@@ -26,7 +26,7 @@ from convmem.middleware import identity_policy_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from convmem.stores.base import Health
+    from convmem.stores.base import Health, Store
 
 DEMO_STORE = "sqlite:///convmem-demo.db"
 PORTS_TRIED = 50
@@ -148,8 +148,9 @@ def _report() -> Report:
     report.notices += settings.notices
     report.settings += [line._asdict() for line in settings.describe()]
     try:
+        store = open_store(settings.store_url, namespace=settings.namespace)
         report.identity += _identification(settings)
-        report.store = asdict(asyncio.run(_health(settings)))
+        report.store = asdict(asyncio.run(_health(store)))
     except ConfigurationError as error:
         report.fail(EXIT_CONFIGURATION, str(error))
     except StoreUnavailable as error:
@@ -157,8 +158,8 @@ def _report() -> Report:
     return report
 
 
-async def _health(settings: Settings) -> Health:
-    async with open_store(settings.store_url, namespace=settings.namespace) as store:
+async def _health(store: Store) -> Health:
+    async with store:
         return await store.check()
 
 
