@@ -243,7 +243,7 @@ def _settings_or_exit() -> Settings:
 
 def _check_or_exit(settings: Settings) -> None:
     try:
-        asyncio.run(_health(settings))
+        asyncio.run(_health(open_store(settings.store_url, namespace=settings.namespace)))
     except ConfigurationError as error:
         _print(str(error), style="red", error=True)
         raise typer.Exit(EXIT_CONFIGURATION) from None

@@ -90,7 +90,7 @@ class Entry:
     """One atomic batch of messages, as the caller hands it to `Store.append`. It carries the head it becomes.
 
     Attributes:
-        id: Made once and repeated by a retry: the store recognises it.
+        id: Made once and repeated by a retry: the store recognises it. Like the other names printable ASCII, and not empty.
         turn: The turn it belongs to; an edit or a reset is a turn of its own.
         token: The attempt: the token of the lease under which it was written, or a random one where no lease was taken.
         epoch: That of the head it is appended after; a fresh random one when that conversation is absent.
@@ -101,7 +101,7 @@ class Entry:
         turns: How many turns are visible once it is stored.
         start: See `Head`; for a reset the position it takes.
         pinned: See `Head`.
-        hides: Positions an edit takes out of sight; they stay in the log.
+        hides: Positions it takes out of sight, of whole turns; they stay in the log.
         format: Version of the body's encoding.
         key_id: Reserved for the id of an encryption key; empty when the body is not encrypted.
     """
@@ -120,6 +120,13 @@ class Entry:
     hides: tuple[int, ...] = ()
     format: int = ENTRY_FORMAT
     key_id: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse names no store could keep: they are made by us, of printable ASCII, and none is empty."""
+        names = (self.id, self.turn, self.token, self.epoch)
+        if not all(names) or not all(name.isascii() and name.isprintable() for name in names):
+            msg = "An entry's id, turn, token and epoch are printable ASCII, and not empty; encode what a client sent."
+            raise ValueError(msg)
 
     def head_at(self, n: int) -> Head:
         """Return the head this entry is, once it stands at position n."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -100,7 +101,7 @@ class SQLiteStore(Store):
         lease: Lease | None = None,
     ) -> Log:
         """See `Store.load`."""
-        return await self._light("load", lambda link: _load(link, key, turns, messages, turn, lease))
+        return await self._light("load", lambda link: _load(link, key, turns, messages, turn, lease), reads=lease is None)
 
     async def append(self, key: SessionKey, after: Head, entry: Entry, *, ttl: timedelta | None = None, release: bool = False) -> Appended:
         """See `Store.append`."""
@@ -117,7 +118,7 @@ class SQLiteStore(Store):
     async def list(self, owner: str, *, tenant: str = "", after: str | None = None, limit: int = 50) -> Page:
         """See `Store.list`."""
         key, beyond = SessionKey(owner, tenant=tenant), read_page_cursor(after)
-        return await self._light("list", lambda link: _list(link, key, beyond, limit))
+        return await self._light("list", lambda link: _list(link, key, beyond, limit), reads=True)
 
     async def delete(self, key: SessionKey) -> bool:
         """See `Store.delete`."""
@@ -135,17 +136,19 @@ class SQLiteStore(Store):
         if file is not None:
             await asyncio.get_running_loop().run_in_executor(None, file.close)
 
-    async def _light(self, operation: str, work: Callable[[sqlite3.Connection], T]) -> T:
-        return await self._run(operation, lambda file: file.light, work)
+    async def _light(self, operation: str, work: Callable[[sqlite3.Connection], T], *, reads: bool = False) -> T:
+        return await self._run(operation, lambda file: file.light, work, reads=reads)
 
     async def _durable(self, operation: str, work: Callable[[sqlite3.Connection], T]) -> T:
         return await self._run(operation, lambda file: file.durable, work)
 
-    async def _run(self, operation: str, pick: Callable[[_File], _Lane], work: Callable[[sqlite3.Connection], T]) -> T:
+    async def _run(
+        self, operation: str, pick: Callable[[_File], _Lane], work: Callable[[sqlite3.Connection], T], *, reads: bool = False
+    ) -> T:
         """Run work on a lane's thread. A caller that is cancelled leaves it running: its outcome is then unknown."""
         lane = pick(self._opened())
         try:
-            return await asyncio.get_running_loop().run_in_executor(lane.thread, lane.run, work)
+            return await asyncio.get_running_loop().run_in_executor(lane.thread, partial(lane.run, work, reads=reads))
         except sqlite3.Error as error:
             raise StoreUnavailable(self.name, operation, f"{self.path.name}: {error}", unknown=operation in ("append", "delete")) from error
 
@@ -178,7 +181,10 @@ class _Lane:
         self._path, self._synchronous, self._busy_timeout, self._mode, self._writing = path, synchronous, busy_timeout, mode, writing
         self._connection: sqlite3.Connection | None = None
 
-    def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def run(self, work: Callable[[sqlite3.Connection], T], *, reads: bool = False) -> T:
+        """Work with the connection; who only reads waits for nobody (WAL)."""
+        if reads and self._connection is not None:
+            return work(self._connection)
         with self._writing:
             if self._connection is None:
                 self._connection = self._connect()
@@ -534,12 +540,12 @@ def _delete(link: sqlite3.Connection, key: SessionKey) -> bool:
 
 
 def _forget(link: sqlite3.Connection, now: float) -> None:
-    """Drop a few tombstones past their life; each delete clears at least as many as it adds."""
+    """Drop a few addresses nobody needs: tombstones past their life, and leases of workers that died before a first turn."""
     oldest = now - TOMBSTONE_LIFE.total_seconds()
     link.execute(
         "DELETE FROM conversation WHERE id IN"
-        " (SELECT id FROM conversation WHERE mark <> '' AND deleted < ? AND epoch = '' AND until < ? LIMIT 10)",
-        (oldest, now),
+        " (SELECT id FROM conversation WHERE epoch = '' AND until < ? AND (mark = '' OR deleted < ?) LIMIT 10)",
+        (now, oldest),
     )
 
 

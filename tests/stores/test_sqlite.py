@@ -39,7 +39,7 @@ class Writer:
         environment = {**os.environ, "CONVMEM_LEASE": "1", "CONVMEM_TURN_WAIT": "120", "CONVMEM_STORE": "memory://"}
         arguments = [sys.executable, "-m", "tests.stores.writer", str(self.path), self.name, str(self.first), str(self.turns)]
         self.output = self.log.open("ab")
-        self.process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=self.output)  # noqa: S603 - our own module
+        self.process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=self.output)
 
     def acknowledged(self) -> list[int]:
         return [int(line) for line in self.log.read_text().split()]
@@ -210,7 +210,7 @@ async def test_the_durability_is_the_chosen_one_and_is_named(tmp_path: Path, syn
     store = SQLiteStore(tmp_path / "convmem.db", synchronous=synchronous)  # type: ignore[arg-type]
     health = await store.check()
     assert f"synchronous={synchronous.upper()}" in health.durability
-    file = store._opened()  # noqa: SLF001 - the pragma belongs to the connection
+    file = store._opened()
     asked = file.durable.thread.submit(file.durable.run, lambda link: link.execute("PRAGMA synchronous").fetchone()[0])
     assert asked.result() == pragma
     await store.aclose()

@@ -25,7 +25,7 @@ CREATE TABLE conversation (
 );
 
 CREATE INDEX conversation_by_update ON conversation (tenant, owner, updated, session) WHERE epoch <> '';
-CREATE INDEX conversation_by_delete ON conversation (deleted) WHERE mark <> '';
+CREATE INDEX conversation_absent ON conversation (until) WHERE epoch = '';
 CREATE INDEX conversation_by_expiry ON conversation (expires) WHERE expires IS NOT NULL;
 
 CREATE TABLE entry (

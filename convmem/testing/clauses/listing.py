@@ -1,0 +1,130 @@
+"""An owner's conversations, page by page."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from convmem.keys import SessionKey
+from convmem.stores.base import Store
+from convmem.testing.writer import LONG, PAST_SHORT, SHORT, Writer, fresh_key
+
+
+async def _fill(store: Store, owner: str, *names: str) -> dict[str, Writer]:
+    writers = {name: Writer(store, SessionKey(owner, name)) for name in names}
+    for writer in writers.values():
+        await writer.append()
+        await asyncio.sleep(0.002)
+    return writers
+
+
+async def _pages(store: Store, owner: str, limit: int) -> list[list[str]]:
+    pages, after = [], None
+    while True:
+        page = await store.list(owner, after=after, limit=limit)
+        pages.append([item.session_id for item in page.items])
+        after = page.after
+        if after is None:
+            return pages
+
+
+class ListingClauses:
+    """Clauses on `Store.list`."""
+
+    async def test_conversations_are_listed_newest_first(self, store: Store) -> None:
+        """The one written last stands on top, as every chat app shows it."""
+        owner = fresh_key().owner
+        writers = await _fill(store, owner, "a", "b", "c")
+        await writers["a"].append()
+        page = await store.list(owner)
+        assert [item.session_id for item in page.items] == ["a", "c", "b"]
+        assert page.after is None
+
+    async def test_a_listed_conversation_tells_its_facts(self, store: Store) -> None:
+        """A list is drawn from these alone, without loading each conversation."""
+        writer = Writer(store, fresh_key("chat"))
+        await writer.append()
+        await asyncio.sleep(0.02)
+        await writer.append()
+        (item,) = (await store.list(writer.key.owner)).items
+        assert (item.session_id, item.turns, item.revision) == ("chat", 2, writer.head.revision)
+        assert item.updated_at - item.created_at >= timedelta(milliseconds=10)
+        assert abs(item.updated_at - datetime.now(UTC)) < timedelta(minutes=5)
+
+    async def test_pages_follow_each_other_without_gap_or_overlap(self, store: Store) -> None:
+        """Whatever the page size, the pages together are the list, and the last one says that it is."""
+        owner = fresh_key().owner
+        names = ["e", "d", "c", "b", "a"]
+        await _fill(store, owner, *reversed(names))
+        assert await _pages(store, owner, 2) == [["e", "d"], ["c", "b"], ["a"]]
+        assert await _pages(store, owner, 5) == [names]
+        assert await _pages(store, owner, 1) == [[name] for name in names]
+
+    async def test_conversations_written_at_once_are_all_listed(self, store: Store) -> None:
+        """Two with the same time of writing must both get a page: a cursor of the time alone skips one."""
+        owner = fresh_key().owner
+        names = [f"s{number:02}" for number in range(24)]
+        await asyncio.gather(*(Writer(store, SessionKey(owner, name)).append() for name in names))
+        assert sorted(name for page in await _pages(store, owner, 1) for name in page) == names
+
+    async def test_a_conversation_that_moves_is_never_shown_twice(self, store: Store) -> None:
+        """Somebody pages while a conversation goes on: it is on the first page already, not on the next one too."""
+        owner = fresh_key().owner
+        writers = await _fill(store, owner, "a", "b", "c", "d")
+        first = await store.list(owner, limit=2)
+        await writers["d"].append()
+        await writers["a"].append()
+        rest = await store.list(owner, after=first.after, limit=9)
+        assert [item.session_id for item in first.items] == ["d", "c"]
+        assert [item.session_id for item in rest.items] == ["b"]
+
+    async def test_another_owners_conversations_are_not_listed(self, store: Store) -> None:
+        """Neither another owner's, nor one whose name begins or matches alike, nor the same name's in another tenant."""
+        owner = fresh_key().owner
+        mine = Writer(store, SessionKey(owner, "mine"))
+        await mine.append()
+        for other in (SessionKey(f"{owner}x"), SessionKey(owner[:-1]), SessionKey(f"{owner}%"), SessionKey(owner, tenant="t")):
+            await Writer(store, other).append()
+        assert [item.session_id for item in (await store.list(owner)).items] == ["mine"]
+        assert [item.session_id for item in (await store.list(owner, tenant="t")).items] == ["default"]
+        assert (await store.list(f"{owner[:-1]}_")).items == ()
+
+    async def test_deleted_conversations_are_not_listed(self, store: Store) -> None:
+        """A tombstone is not a conversation; neither is a lease."""
+        owner = fresh_key().owner
+        writers = await _fill(store, owner, "kept", "deleted")
+        await store.delete(writers["deleted"].key)
+        await store.delete(SessionKey(owner, "never"))
+        await Writer(store, SessionKey(owner, "leased")).seize(LONG)
+        assert [item.session_id for item in (await store.list(owner)).items] == ["kept"]
+
+    async def test_expired_conversations_are_not_listed(self, store: Store) -> None:
+        """What reads as empty must not be offered for reading; written again, it is back."""
+        owner = fresh_key().owner
+        kept, expired = (Writer(store, SessionKey(owner, name)) for name in ("kept", "expired"))
+        await kept.append(ttl=LONG)
+        await expired.append(ttl=SHORT)
+        await asyncio.sleep(PAST_SHORT)
+        assert [item.session_id for item in (await store.list(owner)).items] == ["kept"]
+        await expired.load()
+        await expired.append(ttl=LONG)
+        assert [item.session_id for item in (await store.list(owner)).items] == ["expired", "kept"]
+
+    async def test_a_cursor_that_is_none_is_refused(self, store: Store) -> None:
+        """A cursor comes from a client: an invented one is an error, not the first page again."""
+        owner = fresh_key().owner
+        await _fill(store, owner, "a")
+        for after in ("", "!", "nonsense", "\ud83e", "9" * 40):
+            with pytest.raises(ValueError):  # noqa: PT011 - the message is the store's own
+                await store.list(owner, after=after)
+
+    async def test_a_cursor_reaches_nobody_elses_conversations(self, store: Store) -> None:
+        """A cursor says where in a list, never whose."""
+        owner, other = fresh_key().owner, fresh_key().owner
+        await _fill(store, owner, "a", "b")
+        await _fill(store, other, "secret")
+        page = await store.list(owner, limit=1)
+        assert [item.session_id for item in (await store.list(other, after=page.after)).items] in ([], ["secret"])
+        assert [item.session_id for item in (await store.list(owner, after=page.after)).items] == ["a"]
