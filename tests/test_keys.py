@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from convmem import InvalidIdentity, SessionKey
 from convmem.keys import valid_session_id
@@ -27,7 +26,7 @@ def test_an_owner_says_its_kind(owner: str) -> None:
         SessionKey(owner)
 
 
-@pytest.mark.parametrize("session_id", ["", "a b", "a/b", "a.b", "é", "a" * 129, "a\n", "\x00", "１", "a\ud800"])
+@pytest.mark.parametrize("session_id", ["", "a b", "a/b", "a.b", "é", "a" * 129, "a\n", "\x00", "\uff11", "a\ud800"])
 def test_a_session_id_has_no_other_characters(session_id: str) -> None:
     """It stands in URLs, headers and logs."""
     assert not valid_session_id(session_id)
