@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 
 from starlette.requests import HTTPConnection
 
 from convmem.config import Settings, open_store
 from convmem.context import current
 from convmem.conversation import Conversation
-from convmem.exceptions import ConfigurationError, ConversationBusy, NoConversation
+from convmem.exceptions import ConfigurationError, ConversationBusy, ConvmemError, NoConversation
 from convmem.exchange import SCOPE_KEY
 from convmem.identity import KeyRing, new_session_id as _new_session_id
 from convmem.keys import SessionKey
@@ -82,12 +82,14 @@ async def open_conversation(key: SessionKey, *, store: Store | None = None) -> A
         ConfigurationError: The environment's settings cannot work.
     """
     outer = current.get()
-    if outer is not None and outer.runs(key):
-        raise ConversationBusy(own_turn=True)
     async with _ledger(store) as ledger:
         turn = Turn(ledger, key)
-        await turn.begin()
+        with _noting(outer):
+            if outer is not None and outer.runs(key, ledger.store):
+                raise ConversationBusy(own_turn=True)
+            await turn.begin()
         conversation = Conversation(ledger, turn)
+        conversation.within = outer
         before = current.set(conversation)
         try:
             yield conversation
@@ -98,7 +100,8 @@ async def open_conversation(key: SessionKey, *, store: Store | None = None) -> A
             await conversation.break_off()
             raise
         else:
-            await conversation.finish()
+            with _noting(outer):
+                await conversation.finish()
         finally:
             current.reset(before)
 
@@ -122,7 +125,8 @@ async def conversations(owner: str, *, tenant: str = "", store: Store | None = N
         msg = f"limit is {limit}; use 1 to {_MOST_LISTED}, and after= for the next page."
         raise ValueError(msg)
     async with _ledger(store) as ledger:
-        return await ledger.store.list(owner, tenant=tenant, after=after, limit=limit)
+        with _noting(current.get()):
+            return await ledger.store.list(owner, tenant=tenant, after=after, limit=limit)
 
 
 def new_session_id(owner: str, *, tenant: str = "") -> str:
@@ -146,6 +150,17 @@ def new_session_id(owner: str, *, tenant: str = "") -> str:
 
 
 _MOST_LISTED = 1000
+
+
+@contextmanager
+def _noting(conversation: Conversation | None) -> Iterator[None]:
+    """Tell the request around this code of an error, so that it is answered as one of its own conversation's."""
+    try:
+        yield
+    except ConvmemError as error:
+        if conversation is not None:
+            conversation.note(error)
+        raise
 
 
 @asynccontextmanager

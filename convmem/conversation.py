@@ -21,7 +21,7 @@ from convmem.exceptions import (
 from convmem.keys import SessionKey
 from convmem.messages import Message, decode_messages
 from convmem.recording import Recording, each
-from convmem.stores.base import Log, StoredEntry
+from convmem.stores.base import Log, Store, StoredEntry
 from convmem.turns import Ledger, Turn
 
 C = TypeVar("C")
@@ -61,7 +61,7 @@ class Conversation:
     Attributes:
         degraded: Whether the store is down and the app runs without memory (``CONVMEM_ON_STORE_ERROR=degrade``): nothing is stored.
         ledger: The worker's side of it. Not for apps.
-        within: That of the request inside whose handler this one runs, when an app calls itself in process. Not for apps.
+        within: That of the request inside whose handler this one was opened, or runs when an app calls itself. Not for apps.
     """
 
     def __init__(self, ledger: Ledger, turn: Turn | None, gate: Gate | None = None, *, degraded: bool = False) -> None:
@@ -320,10 +320,17 @@ class Conversation:
         if self._turn is not None and not self._turn.ended:
             await self._save(self._turn)
 
-    def runs(self, key: SessionKey) -> bool:
-        """Return whether this is that conversation, with its turn still open, or stands within it."""
-        own = self._turn is not None and not self._turn.ended and self._turn.key == key
-        return own or (self.within is not None and self.within.runs(key))
+    def runs(self, key: SessionKey, store: Store) -> bool:
+        """Return whether this is that conversation in that store, with its turn still open, or stands within it."""
+        own = self._turn is not None and not self._turn.ended and self._turn.key == key and self.ledger.store is store
+        return own or (self.within is not None and self.within.runs(key, store))
+
+    def note(self, error: ConvmemError) -> None:
+        """Tell the request around this code of an error its handler is given."""
+        if self._gate is not None:
+            self._gate.raised(error)
+        elif self.within is not None:
+            self.within.note(error)
 
     @property
     def seen(self) -> Turn | None:
@@ -336,9 +343,16 @@ class Conversation:
         return bool(self._recordings) and all(recording.finished for recording in self._recordings)
 
     @property
+    def recording(self) -> bool:
+        """Whether a recording has not come to its end yet."""
+        return any(not recording.finished for recording in self._recordings)
+
+    @property
     def issue_session_id(self) -> Callable[[str, str], str] | None:
         """How the middleware around this request hands out ids."""
-        return None if self._gate is None else self._gate.issue_session_id
+        if self._gate is not None:
+            return self._gate.issue_session_id
+        return None if self.within is None else self.within.issue_session_id
 
     def adopt(self, turn: Turn) -> None:
         """Take the turn of a visitor who was not known when the conversation was made."""
@@ -400,8 +414,7 @@ class Conversation:
         try:
             yield
         except ConvmemError as error:
-            if self._gate is not None:
-                self._gate.raised(error)
+            self.note(error)
             raise
 
     @property

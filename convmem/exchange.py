@@ -172,7 +172,7 @@ class Exchange:
             await turn.look(claimed)
         else:
             outer = current.get()
-            if outer is not None and outer.runs(key):
+            if outer is not None and outer.runs(key, self._services.ledger.store):
                 raise ConversationBusy(own_turn=True)
             await turn.begin(self._policy, claimed)
         if needs_existing and not turn.log.head.epoch:
@@ -252,6 +252,9 @@ class Exchange:
             raise self._resolved.refusal
         which = self._resolved.session_id if session_id is None else session_id
         if owner is None and self._resolved.owner is None:
+            refusal = self._services.reader.refuses_id(self._request, self._resolved, which)
+            if refusal is not None:
+                raise refusal
             needs_existing = await self._services.reader.needs_existing(None, which, self._resolved.tenant)
             turn = self._mint(which, needs_existing=needs_existing)
         else:
@@ -335,6 +338,8 @@ class Exchange:
     async def _on_body(self, message: Message, size: int, *, more: bool) -> None:
         if self._remaining is not None:
             self._remaining -= size
+        if self._bodyless and more and self._conversation.recording:
+            return
         reached = self._remaining is not None and self._remaining <= 0
         if self._bodyless or reached or not (more or self._trailers):
             self._whole = size > 0 and not self._flowing

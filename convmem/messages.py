@@ -169,6 +169,8 @@ class ToolCall(_Frozen):
 def _with_offset(moment: datetime) -> datetime:
     """Keep the offset and drop the zone's name: in an hour that comes twice, such a time is equal to no other zone's (PEP 495)."""
     offset = moment.utcoffset()
+    if offset is not None and offset.microseconds:
+        return moment.astimezone(UTC)  # datetime.fromisoformat reads an offset of less than a second as none
     if isinstance(moment.tzinfo, timezone) or offset is None:
         return moment
     return moment.replace(tzinfo=timezone(offset), fold=0)

@@ -233,8 +233,11 @@ class Turn:
             msg = "This turn has ended; append in `async with conversation.turn():`, which opens another one."
             raise TurnClosed(msg)
         known = {message.id for message in self.messages}
-        new = {message.id: message for message in reversed(messages) if message.id not in known}
-        staged = [(message, encode_message(message)) for message in reversed(new.values())]
+        new: dict[str, Message] = {}
+        for message in messages:
+            if message.id not in known:
+                new.setdefault(message.id, message)
+        staged = [(message, encode_message(message)) for message in new.values()]
         size = self._bytes + sum(len(encoded) for _, encoded in staged)
         if limited:
             rules = self.ledger.rules

@@ -41,6 +41,7 @@ class Resolved:
         token_status: Whether a visitor's token came and was accepted; ``none`` too where it was not looked at, because a user is signed in.
         needs_existing: The id was not handed out to this owner, so only an existing conversation may have it (``CLIENT_IDS=issued``).
         refusal: To be raised when the handler touches the conversation; `owner` is None then.
+        visit: What the request says about its visitor.
         names_session: Whether `session_id` is what the request says; not when the refusal is about that, or came before it was read.
     """
 
@@ -53,7 +54,7 @@ class Resolved:
     refusal: ConvmemError | None = None
     names_session: bool = True
     _visitors: Visitors | None = field(default=None, repr=False)
-    _visit: Visit = field(default=_NO_VISIT, repr=False)
+    visit: Visit = field(default=_NO_VISIT, repr=False)
     _vary: bytes = field(default=b"Cookie", repr=False)
     _user_before: str | None = field(default=None, repr=False)
     _watches_user: bool = field(default=False, repr=False)
@@ -92,24 +93,25 @@ class Resolved:
         return self.owner
 
     def response_headers(self, *, touched: bool) -> list[tuple[bytes, bytes]]:
-        """Return the headers to append to the response; none when the handler did not touch the conversation.
+        """Return the headers to append to the response.
+
+        When the handler did not touch the conversation, that is at most the news that the visitor's token was not accepted.
 
         They are appended, never put in the place of the app's: caches read several ``Vary`` and ``Cache-Control`` fields as one list, and
         the strictest directive holds (RFC 9110 §5.3, RFC 9111 §4.2.1).
         """
+        rejected = [(b"convmem-identity", b"rejected")] if self.token_status is TokenStatus.REJECTED else []
         if not touched:
-            return []
-        headers = [(b"vary", self._vary), (b"cache-control", b"private, no-store")]
-        if self.token_status is TokenStatus.REJECTED:
-            headers.append((b"convmem-identity", b"rejected"))
-        elif self._minted is not None:
+            return rejected
+        headers = [(b"vary", self._vary), (b"cache-control", b"private, no-store"), *rejected]
+        if self._minted is not None and not rejected:
             headers.append((b"convmem-identity", b"new"))
-        token = self._visit.token
+        token = self.visit.token
         visitor_id = self._minted
         if visitor_id is None and token is not None and self._visitors is not None and self._visitors.is_due(token):
             visitor_id = token.visitor_id
-        if visitor_id is not None and self._visitors is not None and self._visit.carrier is not None:
-            headers.append(self._visitors.carry(visitor_id, self._visit.carrier))
+        if visitor_id is not None and self._visitors is not None and self.visit.carrier is not None:
+            headers.append(self._visitors.carry(visitor_id, self.visit.carrier))
         return headers
 
     def order_error(self, scope: Scope, *, owner: str | None = None) -> IdentityOrderError | None:
@@ -195,6 +197,12 @@ class IdentityReader:
         if self._policy.client_ids == "own" or session_id == DEFAULT_SESSION:
             return False
         return owner is None or not await is_issued(session_id, owner, tenant, self._keyring)
+
+    def refuses_id(self, scope: Scope, resolved: Resolved, session_id: str) -> ConvmemError | None:
+        """Return why a request without an owner may not name this conversation, as in a body a handler has read; None when it may."""
+        if session_id == DEFAULT_SESSION:
+            return None
+        return self._refusal(scope, _Claim(None, "none", session_id, in_session_header=False, tenant=resolved.tenant, visit=resolved.visit))
 
     async def _read(self, scope: Scope) -> Resolved:
         claim = await self._claim(scope)
@@ -309,7 +317,7 @@ class IdentityReader:
             refusal,
             names_session,
             _visitors=self._visitors,
-            _visit=visit,
+            visit=visit,
             _vary=self._vary,
             _user_before=_user_now(scope) if self._watches_user else None,
             _watches_user=self._watches_user,

@@ -373,8 +373,15 @@ async def test_users_and_header_tokens_work_across_sites():
 @pytest.mark.asyncio
 async def test_an_untouched_conversation_leaves_no_trace_in_the_answer():
     """Pages that need no memory stay cacheable and set no cookie."""
-    for scope in (http(), http(user="42"), http(cookie=f"{COOKIE}=garbage"), http(convmem_visitor="new")):
+    for scope in (http(), http(user="42"), http(convmem_visitor="new")):
         assert (await reader().read(scope)).response_headers(touched=False) == []
+
+
+@pytest.mark.asyncio
+async def test_a_token_that_was_not_accepted_is_said_on_every_answer():
+    """A front end that looks at any of its requests learns why the chat is somebody else's."""
+    resolved = await reader().read(http(cookie=f"{COOKIE}=garbage"))
+    assert resolved.response_headers(touched=False) == [(b"convmem-identity", b"rejected")]
 
 
 @pytest.mark.asyncio

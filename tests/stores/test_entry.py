@@ -16,7 +16,7 @@ ENTRY = Entry("id", "turn", "token", "epoch")
 def test_a_name_that_some_store_could_not_keep_is_refused(name: str, value: str) -> None:
     """An empty token would read as running while nobody holds the lease; NUL and surrogates fail in one store and not in another."""
     with pytest.raises(ValueError, match="printable ASCII"):
-        replace(ENTRY, **{name: value})
+        replace(ENTRY, **{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["", "x", "..", "e.x.i", "e.1", "e.\u0661.i", "é.1.i", "e." + "9" * 30 + ".i"])

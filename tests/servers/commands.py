@@ -1,0 +1,21 @@
+"""How each server is started on an app of `tests.servers.apps`, with one worker."""
+
+from pathlib import Path
+
+from tests.servers.processes import HOST, PYTHON, Server
+
+ROOT = Path(__file__).parents[2]
+SERVERS = {
+    "uvicorn": ["uvicorn", "{app}", "--host", HOST, "--port", "{port}", "{factory}"],
+    "hypercorn": ["hypercorn", "{app}", "--bind", HOST + ":{port}"],
+    "granian": ["granian", "--interface", "asgi", "--host", HOST, "--port", "{port}", "{factory}", "{app}"],
+    "daphne": ["daphne", "-b", HOST, "-p", "{port}", "{app}"],
+}
+
+
+def server(name: str, app: str, env: dict[str, str], *options: str, factory: bool = False) -> Server:
+    """Return a server on an app, not started yet."""
+    target = f"tests.servers.apps:{app}" + ("()" if factory and name == "hypercorn" else "")
+    filled = [part.replace("{app}", target) for part in SERVERS[name]]
+    argv = ["--factory" if part == "{factory}" else part for part in filled if factory or part != "{factory}"]
+    return Server([PYTHON, "-m", *argv, *options], env, cwd=ROOT)

@@ -1,0 +1,248 @@
+"""Ways to a conversation without a request: jobs, scripts, notebooks, webhooks."""
+
+import asyncio
+
+import pytest
+from starlette.responses import JSONResponse
+
+from convmem import (
+    ConfigurationError,
+    ConversationBusy,
+    HistoryLost,
+    InvalidIdentity,
+    Message,
+    SessionKey,
+    SQLiteStore,
+    TurnClosed,
+    conversations,
+    current_conversation,
+    get_conversation,
+    new_session_id,
+    open_conversation,
+)
+from convmem.stores.memory import MemoryStore
+from tests import asgi_client
+from tests.asgi_client import ADA, SECRET
+from tests.test_middleware import app_of
+
+pytestmark = pytest.mark.asyncio
+world, memory_world = asgi_client.world, asgi_client.memory_world
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch, tmp_path):
+    """Configure a process outside any request."""
+    monkeypatch.setenv("CONVMEM_STORE", f"sqlite:///{tmp_path}/outside.db")
+
+
+async def test_a_job_goes_on_with_a_users_conversation(world):
+    """What a request said, a job reads, and the other way round."""
+    client = world.serve(app_of())
+    await client.post()
+    async with open_conversation(ADA, store=world.store) as conversation:
+        assert (conversation.owner, len(conversation.messages)) == ("user:ada", 1)
+        assert current_conversation() is conversation
+        conversation.append(Message.assistant("by the way"))
+    assert (await client.post()).data["count"] == 3
+    assert await world.states() == ["complete"] * 3
+
+
+async def test_the_store_of_the_environment_is_opened_and_closed(tmp_path):
+    """A script needs one line."""
+    for count in range(3):
+        async with open_conversation(ADA) as conversation:
+            assert len(conversation.messages) == count
+            conversation.append(Message.user("x"))
+    assert [item.turns for item in (await conversations("user:ada")).items] == [3]
+    async with SQLiteStore(tmp_path / "outside.db") as store:
+        assert (await store.load(ADA)).holder.token == ""
+
+
+async def test_a_block_that_raises_stores_what_was_saved_and_drops_the_rest(world):
+    """The same rules as in a request."""
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block is what raises
+        async with open_conversation(ADA, store=world.store) as conversation:
+            conversation.append(Message.user("saved"))
+            await conversation.save()
+            conversation.append(Message.user("dropped"))
+            raise ZeroDivisionError
+    assert await world.texts() == ["user: saved"]
+    assert await world.states() == ["interrupted"]
+
+
+async def test_a_block_that_is_cancelled_keeps_what_it_appended(world):
+    """Interrupted is not lost."""
+    inside = asyncio.Event()
+
+    async def job():
+        async with open_conversation(ADA, store=world.store) as conversation:
+            conversation.append(Message.user("x"))
+            inside.set()
+            await asyncio.sleep(30)
+
+    running = asyncio.create_task(job())
+    await inside.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await world.at_rest()
+    assert await world.states() == ["interrupted"]
+
+
+async def test_a_turn_opened_inside_ones_own_request_is_refused_at_once(memory_world):
+    """It would wait for itself."""
+
+    async def handler(request):
+        conversation = await get_conversation(request)
+        async with open_conversation(conversation.key):
+            pass
+
+    answer = await asyncio.wait_for(memory_world.serve(app_of(handler)).post(), 1)
+    assert (answer.status, answer.code, answer.data["own_turn"]) == (409, "conversation_busy", True)
+
+
+async def test_inside_a_request_another_conversation_is_opened_in_the_same_store(world):
+    """A tool that writes to a colleague."""
+    bob = SessionKey.for_user("bob")
+
+    async def handler(request):
+        await get_conversation(request)
+        async with open_conversation(bob) as other:
+            other.append(Message.assistant("ada says hi"))
+        page = await conversations("user:bob")
+        return JSONResponse([item.session_id for item in page.items])
+
+    assert (await world.serve(app_of(handler)).post()).data == ["default"]
+    assert await world.texts(bob) == ["assistant: ada says hi"]
+
+
+async def test_it_cannot_be_loaded_again_and_ends_with_its_block(world):
+    """`load()` belongs to requests."""
+    async with open_conversation(ADA, store=world.store) as conversation:
+        with pytest.raises(TurnClosed, match="open_conversation"):
+            await conversation.load(session_id="other")
+    with pytest.raises(TurnClosed):
+        conversation.append(Message.user("late"))
+    async with conversation.turn():
+        conversation.append(Message.user("in a turn of its own"))
+    assert await world.texts() == ["user: in a turn of its own"]
+
+
+async def test_a_loss_is_reported_to_a_job_once_too(memory_world):
+    """Through the worker's own memory of what it stored."""
+
+    async def handler(request):
+        async with open_conversation(SessionKey.for_user("bob")) as other:
+            other.append(Message.user("x"))
+        memory_world.store.store = MemoryStore()
+        with pytest.raises(HistoryLost):
+            async with open_conversation(SessionKey.for_user("bob")):
+                pass
+        async with open_conversation(SessionKey.for_user("bob")) as other:
+            return JSONResponse(other.is_new)
+
+    assert (await memory_world.serve(app_of(handler)).get()).data is True
+
+
+async def test_two_blocks_at_once_are_ordered(world):
+    """Across two ledgers that know nothing of each other."""
+
+    async def job(i: int) -> int:
+        async with open_conversation(ADA, store=world.store) as conversation:
+            conversation.append(Message.user(str(i)))
+            await asyncio.sleep(0.01)
+            return len(conversation.messages)
+
+    assert sorted(await asyncio.gather(*(job(i) for i in range(4)))) == [1, 2, 3, 4]
+
+
+async def test_an_owners_conversations_are_paged_newest_first(world):
+    """For a visitor as for a user, and nobody else's."""
+    for i in range(5):
+        await world.put(Message.user("x"), key=SessionKey.for_user("ada", f"s{i}"))
+        await asyncio.sleep(0.002)
+    await world.put(Message.user("x"), key=SessionKey("visitor:v", "mine"))
+    first = await conversations("user:ada", store=world.store, limit=3)
+    rest = await conversations("user:ada", store=world.store, limit=3, after=first.after)
+    assert [item.session_id for item in (*first.items, *rest.items)] == ["s4", "s3", "s2", "s1", "s0"]
+    assert rest.after is None
+    assert [item.session_id for item in (await conversations("visitor:v", store=world.store)).items] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"owner": "ada"}, InvalidIdentity),
+        ({"owner": "user:ada", "limit": 0}, ValueError),
+        ({"owner": "user:ada", "limit": 10_000}, ValueError),
+        ({"owner": "user:ada", "after": "nonsense"}, ValueError),
+    ],
+)
+async def test_a_list_refuses_what_makes_no_sense(world, arguments, error):
+    """With a sentence, not with an empty page."""
+    with pytest.raises(error):
+        await conversations(**arguments, store=world.store)
+
+
+async def test_a_session_id_outside_a_request_is_signed_with_the_key_of_the_environment(monkeypatch):
+    """Under `issued`; where the key is in the store, the line to add is named."""
+    assert new_session_id("user:ada") != new_session_id("user:ada")
+    monkeypatch.setenv("CONVMEM_CLIENT_IDS", "issued")
+    with pytest.raises(ConfigurationError, match="CONVMEM_SECRET_KEY"):
+        new_session_id("user:ada")
+    monkeypatch.setenv("CONVMEM_SECRET_KEY", SECRET)
+    assert len(new_session_id("user:ada")) == 64
+
+
+async def test_a_job_waits_no_longer_than_its_settings_say(world, monkeypatch):
+    """The environment's, where no middleware is around."""
+    monkeypatch.setenv("CONVMEM_CONCURRENCY", "reject")
+    async with open_conversation(ADA, store=world.store):
+        with pytest.raises(ConversationBusy):
+            async with asyncio.timeout(1), open_conversation(ADA, store=SameStore(world)):
+                pass
+
+
+def SameStore(world):  # noqa: N802 - another store object on the same storage
+    from convmem.testing import FaultyStore
+
+    return FaultyStore(world.inner)
+
+
+async def test_an_error_of_a_list_inside_a_request_is_answered_by_its_problem(memory_world):
+    """Whichever way into the store it came from."""
+
+    async def handler(request):
+        await get_conversation(request)
+        return JSONResponse(len((await conversations("user:ada")).items))
+
+    memory_world.store.fail("list")
+    answer = await memory_world.serve(app_of(handler)).get()
+    assert (answer.status, answer.code) == (503, "store_unavailable")
+
+
+async def test_the_same_address_in_another_store_is_another_conversation(memory_world):
+    """An archive beside the app's own store."""
+    archive = MemoryStore()
+
+    async def handler(request):
+        conversation = await get_conversation(request)
+        conversation.append(Message.user("kept twice"))
+        async with open_conversation(conversation.key, store=archive) as copy:
+            copy.append(*conversation.new_messages)
+        return JSONResponse("ok")
+
+    assert (await memory_world.serve(app_of(handler)).post()).data == "ok"
+    assert len((await archive.load(ADA)).entries) == 1
+
+
+async def test_an_id_is_issued_by_the_request_around_an_opened_conversation(memory_world):
+    """The middleware's key, not the environment's."""
+
+    async def handler(request):
+        await get_conversation(request)
+        async with open_conversation(SessionKey.for_user("bob")) as other:
+            return JSONResponse(len(new_session_id(other.owner)))
+
+    client = memory_world.serve(app_of(handler), settings=asgi_client.quick(client_ids="issued"))
+    assert (await client.post()).data == 64

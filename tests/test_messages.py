@@ -1,0 +1,224 @@
+"""What can be constructed comes back exactly, and what cannot be stored is refused with the name of the field."""
+
+import json
+import math
+from datetime import UTC, datetime, timedelta, timezone
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import example, given, strategies as st
+from pydantic import ValidationError
+
+from convmem import AudioPart, Citation, FilePart, ImagePart, Message, ReasoningPart, TextPart, ToolCall
+from convmem.exceptions import InvalidMessage
+from convmem.messages import UnknownPart, decode_messages, encode_message, encode_messages
+
+text = st.text(st.characters(codec=None), max_size=20) | st.sampled_from(
+    ["", "\0", "\ud83d", "\ude00\ud83d", "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16"), "a\udc80b", "$text", "\u2028"]
+)
+halves = st.sampled_from(["\ud83d\ude00", "\ud83d" + "\ude00", "x\ud83d\ude00\ud83d"])
+names = text | halves | st.sampled_from(["$bytes", "$float", "$text", "$object", "$", "$new", "type"])
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(min_value=10**300, max_value=10**400)
+    | st.floats(allow_nan=False)
+    | text
+    | halves
+    | st.binary(max_size=20)
+)
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4), max_leaves=12)
+objects = st.dictionaries(names, values, max_size=4)
+parts = st.one_of(
+    st.builds(TextPart, text=text | halves, citations=st.lists(st.builds(Citation, quote=st.none() | text), max_size=2)),
+    st.builds(ImagePart, url=text),
+    st.builds(AudioPart, data=st.binary(max_size=50), media_type=text),
+    st.builds(FilePart, url=text, name=st.none() | text),
+    st.builds(ReasoningPart, text=text, signature=st.none() | text),
+    st.builds(UnknownPart, type=text, fields=objects.filter(lambda fields: all(_storable(name) for name in fields))),
+)
+
+
+def _storable(name: str) -> bool:
+    return name != "type" and name.encode(errors="replace").decode() == name
+
+
+zones = st.timezones() | st.just(UTC) | st.builds(timezone, st.timedeltas(timedelta(hours=-23), timedelta(hours=23)))
+messages = st.builds(
+    Message,
+    role=st.sampled_from(["system", "user", "assistant", "tool"]),
+    content=text | halves | st.lists(parts, max_size=3),
+    tool_calls=st.lists(st.builds(ToolCall, id=text, name=text, arguments=objects | text), max_size=2),
+    tool_call_id=st.none() | text,
+    name=st.none() | text,
+    id=text,
+    created_at=st.datetimes(datetime(2, 1, 1), datetime(9998, 1, 1), timezones=zones),  # noqa: DTZ001 - hypothesis adds the zone
+    metadata=objects,
+    extras=objects,
+)
+
+
+def back(*sent: Message) -> list[Message]:
+    """Store and load."""
+    return decode_messages(encode_messages(map(encode_message, sent)))
+
+
+@given(messages)
+def test_every_message_comes_back_equal(message):
+    """P11: with lone surrogates, NUL, bytes, big integers, infinities, and keys that look like our own."""
+    (again,) = back(message)
+    assert again == message
+    assert again.model_dump(exclude={"created_at"}) == message.model_dump(exclude={"created_at"})
+    assert _types(again.metadata) == _types(message.metadata)
+
+
+@given(st.lists(messages, max_size=4))
+def test_several_come_back_in_order(sent):
+    """An entry holds a turn."""
+    assert back(*sent) == sent
+
+
+@given(objects)
+@example({"$bytes": "AAAA"})
+@example({"$object": [["a", 1]]})
+@example({"$text": 1})
+@example({"\ud800": {"$float": "nan"}})
+def test_what_looks_like_our_own_encoding_is_kept_as_it_is(metadata):
+    """An app's own `$bytes` key must not become bytes."""
+    (again,) = back(Message.user("x", metadata=metadata))
+    assert again.metadata == metadata
+    assert _types(again.metadata) == _types(metadata)
+
+
+def _types(value):
+    if isinstance(value, dict):
+        return {key: _types(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_types(item) for item in value]
+    return type(value), math.copysign(1, value) if isinstance(value, float) else 0
+
+
+def test_nan_comes_back_as_nan():
+    """It is equal to nothing, so it is looked at."""
+    (again,) = back(Message.user("x", extras={"score": [float("nan")]}))
+    assert math.isnan(again.extras["score"][0])
+
+
+def test_four_megabytes_come_back():
+    """Text as long as a book."""
+    long = "ü\0" * (2 * 2**20)
+    assert back(Message.user(long))[0].content == long
+
+
+def test_two_halves_of_a_surrogate_pair_stay_two():
+    """Python keeps them apart, so we do."""
+    assert back(Message.user("\ud83d" + "\ude00"))[0].content == "\ud83d\ude00"
+    assert len(back(Message.user("\ud83d" + "\ude00"))[0].text) == 2
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+def test_a_time_in_the_hour_that_comes_twice_comes_back_equal(fold):
+    """Python calls such a time unequal to every time of another zone, its own copy in UTC included."""
+    message = Message.user("x", created_at=datetime(2026, 10, 25, 2, 30, fold=fold, tzinfo=ZoneInfo("Europe/Berlin")))
+    assert back(message) == [message]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "field"),
+    [
+        ({"when": datetime.now(UTC)}, "metadata.when"),
+        ({"tags": ["a", {"b": {1, 2}}]}, "metadata.tags[1].b"),
+        ({"pair": (1, 2)}, "metadata.pair"),
+        ({"deep": {1: "x"}}, "metadata.deep"),
+        ({"n": 10**5000}, "metadata.n"),
+        ({"o": object()}, "metadata.o"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused_with_its_field(metadata, field):
+    """Before any model runs."""
+    with pytest.raises(InvalidMessage) as caught:
+        encode_message(Message.user("x", metadata=metadata))
+    assert caught.value.field == field
+
+
+def test_what_contains_itself_or_is_too_deep_is_refused():
+    """Whatever is stored can be read from any depth of the stack."""
+    loop: list = []
+    loop.append(loop)
+    deep: list = []
+    for _ in range(300):
+        deep = [deep]
+    for value in (loop, deep):
+        with pytest.raises(InvalidMessage):
+            encode_message(Message.user("x", metadata={"a": value}))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        UnknownPart(type="text", fields={"text": "x"}),
+        UnknownPart(type="text", fields={}),
+        UnknownPart(type="hologram", fields={"type": "y"}),
+        UnknownPart(type="hologram", fields={"\ud800": "y"}),
+    ],
+)
+def test_a_part_that_would_come_back_as_another_is_refused(part):
+    """Refused by name rather than changed without a word."""
+    with pytest.raises(InvalidMessage) as caught:
+        encode_message(Message.user([TextPart(text="a"), part]))
+    assert caught.value.field.startswith("content[1]")
+
+
+def test_a_part_of_a_later_version_is_kept():
+    """Readable as far as known, never dropped."""
+    parts = [{"type": "hologram", "beams": 3}]
+    document = {"role": "user", "content": parts, "id": "1", "created_at": "2026-01-01T00:00:00+00:00", "new": 1}
+    (message,) = decode_messages(json.dumps([document]).encode())
+    assert message.content == (UnknownPart(type="hologram", fields={"beams": 3}),)
+    assert back(message) == [message]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{}", b"[1]", b"[{}]", b"\xff", b"null", b"[[]]", b'[{"role":"user"}]',
+        b'[{"role":"user","content":{"$new":1},"id":"1","created_at":"2026-01-01T00:00:00+00:00"}]',
+        b"[" * 100_000,
+    ],
+)  # fmt: skip
+def test_a_damaged_body_is_one_kind_of_error(body):
+    """The rest of the conversation loads, whatever the damage."""
+    with pytest.raises(ValueError, match=r".*"):
+        decode_messages(body)
+
+
+def test_a_message_is_frozen_and_forbids_what_it_does_not_know():
+    """A typo in a field is no metadata."""
+    message = Message.user("x")
+    with pytest.raises(ValidationError):
+        message.content = "y"  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        Message.user("x", nmae="ada")
+    with pytest.raises(ValidationError):
+        Message.user("x", created_at=datetime(2026, 1, 1))  # noqa: DTZ001 - that is the point
+    for fields in ({}, {"url": "u", "data": b"d", "media_type": "m"}, {"data": b"d"}):
+        with pytest.raises(ValueError, match="image"):
+            ImagePart(**fields)
+
+
+def test_the_state_is_no_part_of_equality_and_never_stored():
+    """It is derived at each load."""
+    message = Message.user("x")
+    running = message.in_state("running")
+    assert (running.state, message.state) == ("running", "complete")
+    assert running == message
+    assert hash(running) == hash(message)
+    assert encode_message(running) == encode_message(message)
+
+
+def test_ids_sort_by_the_time_they_were_made():
+    """Unique too."""
+    made = [Message.user(str(i)) for i in range(200)]
+    assert len({message.id for message in made}) == 200
+    assert [m.created_at for m in sorted(made, key=lambda m: m.id[:12])] == sorted(m.created_at for m in made)

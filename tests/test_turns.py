@@ -1,0 +1,192 @@
+"""The life of a turn: it ends once, whatever happens, and every end gives the lease back."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from convmem import ConversationBusy, ConversationConflict, Message, StoreUnavailable, TurnClosed
+from convmem.stores.base import Lease
+from convmem.turns import Ledger, Rules, Turn
+from tests import asgi_client
+from tests.asgi_client import ADA
+
+pytestmark = pytest.mark.asyncio
+world = asgi_client.world
+
+
+@pytest.fixture
+def ledger(world):
+    """Return what the turns of one worker share."""
+    return Ledger(world.store, Rules(lease=timedelta(seconds=1), turn_wait=timedelta(seconds=2)))
+
+
+async def begun(ledger, turn_id=None, *said: str) -> Turn:
+    turn = Turn(ledger, ADA, turn_id=turn_id)
+    await turn.begin()
+    turn.stage([Message.user(text) for text in said])
+    return turn
+
+
+@pytest.mark.parametrize("end", ["close", "interrupt", "abandon", "delete"])
+async def test_every_end_gives_the_lease_back_and_comes_once(world, ledger, end):
+    """A second end is a no-op, and nothing can be appended any more."""
+    turn = await begun(ledger, None, "hi")
+    for _ in range(2):
+        await getattr(turn, end)()
+        assert turn.ended
+    with pytest.raises(TurnClosed):
+        turn.stage([Message.user("more")])
+    assert (await world.log()).holder.token == ""
+    assert await world.states() == {"close": ["complete"], "interrupt": ["interrupted"]}.get(end, [])
+
+
+async def test_a_retry_of_a_turn_that_is_complete_is_replayed_even_ten_turns_later(world, ledger):
+    """P6: looked up first, in the whole life; no lease is taken and nothing is stored."""
+    await (await begun(ledger, "once", "hi")).close()
+    for i in range(10):
+        await (await begun(ledger, None, str(i))).close()
+    before = (await world.log()).head
+    again = Turn(ledger, ADA, turn_id="once")
+    await again.begin()
+    assert again.replayed
+    assert again.ended
+    assert (await world.log()).head == before
+
+
+async def test_a_retry_of_a_turn_that_was_interrupted_supersedes_it(world, ledger):
+    """Only the newest attempt is seen, and it counts once."""
+    first = await begun(ledger, "once", "first try")
+    await first.save()
+    await first.interrupt()
+    second = await begun(ledger, "once", "second try")
+    await second.close()
+    assert await world.texts() == ["user: second try"]
+    assert (await world.log()).head.turns == 1
+
+
+async def test_a_retry_elsewhere_that_won_is_replayed_by_the_one_that_lost(world, ledger):
+    """After conflict the turn is looked up once; if it is complete, that is the answer."""
+    late = Turn(ledger, ADA, turn_id="once")
+    await late.look()
+    late.stage([Message.user("mine")])
+    await (await begun(ledger, "once", "theirs")).close()
+    await late.close()
+    assert late.replayed
+    assert await world.texts() == ["user: theirs"]
+
+
+async def test_a_refused_turn_has_ended_and_says_why_again(world, ledger):
+    """Nothing of it is stored by another save."""
+    turn = Turn(ledger, ADA)
+    await turn.look()
+    turn.stage([Message.user("mine")])
+    await world.put(Message.user("theirs"))
+    with pytest.raises(ConversationConflict):
+        await turn.save()
+    assert turn.ended
+    assert isinstance(turn.refused, ConversationConflict)
+    await turn.save()
+    await turn.close()
+    assert await world.texts() == ["user: theirs"]
+
+
+async def test_the_lease_is_given_back_when_the_end_could_not_be_stored(world, ledger):
+    """The next turn must not wait for a dead lease."""
+    turn = await begun(ledger, None, "hi")
+    world.store.fail("append", times=1)
+    with pytest.raises(StoreUnavailable):
+        await turn.close()
+    await ledger.drain(2)
+    assert (await world.log()).holder.token == ""
+
+
+async def test_the_store_that_fails_at_the_beginning_leaves_the_turnstile_open(world, ledger):
+    """Whoever comes next does not wait for one that never began."""
+    world.store.fail("load", times=1)
+    with pytest.raises(StoreUnavailable):
+        await begun(ledger)
+    turn = await asyncio.wait_for(begun(ledger), 1)
+    await turn.abandon()
+
+
+async def test_a_load_whose_answer_was_lost_leaves_no_lease(world, ledger):
+    """It may have been taken; it is given back."""
+    world.store.lose_answer("load")
+    with pytest.raises(StoreUnavailable):
+        await begun(ledger)
+    await ledger.drain(2)
+    assert (await world.log()).holder.token == ""
+
+
+async def test_saves_of_one_turn_happen_one_after_the_other(world, ledger):
+    """A handler may save from several tasks."""
+    turn = await begun(ledger)
+    world.store.delay = timedelta(milliseconds=5)
+
+    async def say(i: int) -> None:
+        await asyncio.sleep(i / 400)
+        turn.stage([Message.user(str(i))])
+        await turn.save()
+
+    await asyncio.gather(*(say(i) for i in range(5)))
+    await turn.close()
+    assert await world.texts() == [f"user: {i}" for i in range(5)]
+    assert (await world.log()).head.turns == 1
+
+
+async def test_a_renewal_never_takes_back_what_an_end_has_released(world, ledger):
+    """They wait for each other."""
+    ledger.rules = Rules(lease=timedelta(milliseconds=60))
+    world.store.delay = timedelta(milliseconds=10)
+    for _ in range(10):
+        turn = await begun(ledger, None, "x")
+        await asyncio.sleep(0.018)
+        await turn.close()
+    await ledger.drain(2)
+    assert (await world.log()).holder.token == ""
+
+
+async def test_a_lease_that_ran_out_and_nobody_took_does_not_fail_the_turn(world, ledger):
+    """The store was away for longer than the lease; nobody came between."""
+    ledger.rules = Rules(lease=timedelta(milliseconds=60))
+    world.store.fail("renew")
+    turn = await begun(ledger, None, "hi")
+    await asyncio.sleep(0.15)
+    await turn.close()
+    assert await world.states() == ["complete"]
+
+
+async def test_a_message_is_appended_once_and_a_list_of_them_all_or_none(ledger):
+    """By id; and a message that is refused takes the others along."""
+    turn = await begun(ledger)
+    one, two = Message.user("1"), Message.user("2")
+    turn.stage([one, two, one])
+    turn.stage([two])
+    assert turn.messages == [one, two]
+    with pytest.raises(ValueError, match="metadata"):
+        turn.stage([Message.user("3"), Message.user("4", metadata={"x": object()})])
+    assert turn.messages == [one, two]
+    await turn.abandon()
+
+
+async def test_a_reject_does_not_touch_the_lease_of_the_one_inside(world, ledger):
+    """Neither its own worker's nor another's."""
+    await world.inner.load(ADA, lease=Lease("other", timedelta(seconds=30)))
+    turn = Turn(ledger, ADA)
+    with pytest.raises(ConversationBusy):
+        await turn.begin("reject")
+    await ledger.drain(2)
+    assert (await world.log()).holder.token == "other"
+    await world.inner.release(ADA, "other")
+
+
+async def test_the_pinned_positions_follow_the_system_messages(world, ledger):
+    """A system message stays in every window, however old."""
+    turn = await begun(ledger)
+    turn.stage([Message.system("be kind")])
+    await turn.close()
+    for i in range(3):
+        await (await begun(ledger, None, str(i))).close()
+    log = await world.inner.load(ADA, turns=1)
+    assert [stored.n for stored in log.pinned] == [1]

@@ -1,0 +1,155 @@
+"""What the model sees is always valid: properties of windows over any history."""
+
+import pytest
+from hypothesis import given, strategies as st
+
+from convmem import Message, ToolCall, Window
+from convmem.exceptions import ConfigurationError
+from convmem.windows import Turn, View, view
+
+
+@st.composite
+def message(draw):
+    role = draw(st.sampled_from(["user", "user", "assistant", "assistant", "tool", "system"]))
+    content = draw(st.sampled_from(["", "a", "b"]))
+    if role == "tool":
+        return Message.tool(content, tool_call_id=draw(st.sampled_from("xyz")))
+    calls = draw(st.lists(st.sampled_from("xyz"), max_size=3, unique=True)) if role == "assistant" else []
+    return Message(role=role, content=content, tool_calls=tuple(ToolCall(id=name, name="f") for name in calls))
+
+
+@st.composite
+def good_turn(draw):
+    """Return a turn as handlers write it: a question, perhaps tools, an answer."""
+    said = [Message.user("q")]
+    if draw(st.booleans()):
+        said.insert(0, Message.system(draw(st.sampled_from("pq"))))
+    for _ in range(draw(st.integers(0, 3))):
+        names = draw(st.lists(st.sampled_from("xyz"), min_size=1, max_size=3, unique=True))
+        said.append(Message.assistant("", tool_calls=[ToolCall(id=name, name="f") for name in names]))
+        said += [Message.tool("r", tool_call_id=name) for name in draw(st.permutations(names))]
+    said.append(Message.assistant("a"))
+    return Turn(tuple(said))
+
+
+wild = st.builds(Turn, st.lists(message(), max_size=6).map(tuple), st.sampled_from(["complete", "interrupted", "running"]))
+limits = st.none() | st.integers(1, 8)
+windows = st.builds(Window, turns=limits, messages=limits, unfinished=st.sampled_from(["keep", "drop"]))
+
+
+@given(st.lists(wild, max_size=6), windows, st.lists(message().filter(lambda m: m.role == "system"), max_size=2))
+def test_whatever_was_stored_the_model_sees_something_valid(turns, window, pinned):
+    """P10: begins with a user after the system messages, and no call or result stands alone."""
+    shown = view(turns, window, pinned=pinned)
+    spoken = [m for m in shown.messages if m.role != "system"]
+    assert not spoken or spoken[0].role == "user"
+    _check_pairs(spoken)
+    assert 0 <= shown.turns <= len(turns)
+
+
+def _check_pairs(said: list[Message]) -> None:
+    waiting: set[str] = set()
+    for m in said:
+        if m.role == "tool":
+            assert m.tool_call_id in waiting, "a result without its call, or twice"
+            waiting.remove(m.tool_call_id)
+        else:
+            assert not waiting, "a call without its result"
+            waiting = {call.id for call in m.tool_calls}
+    assert not waiting, "a call without its result at the end"
+
+
+@given(st.lists(wild, max_size=6), windows)
+def test_nothing_is_changed_and_the_order_is_kept(turns, window):
+    """A window is a view."""
+    before = [(turn.state, [m.model_dump() for m in turn.messages]) for turn in turns]
+    shown = view(turns, window)
+    assert [(turn.state, [m.model_dump() for m in turn.messages]) for turn in turns] == before
+    order = {m.id: i for i, m in enumerate(m for turn in turns for m in turn.messages)}
+    places = [order[m.id] for m in shown.messages if m.role != "system"]
+    assert places == sorted(set(places))
+
+
+@given(st.lists(good_turn(), max_size=8), windows)
+def test_a_history_that_is_valid_is_cut_between_turns_only(turns, window):
+    """Limits hold, the newest stay, and what is left out is counted in whole turns."""
+    shown = view(turns, window)
+    kept = turns[len(turns) - shown.turns :]
+    if not shown.cut:
+        spoken = [m for m in shown.messages if m.role != "system"]
+        assert spoken == [m for turn in kept for m in turn.messages if m.role != "system"]
+        if window.messages is not None:
+            assert sum(len(turn.messages) for turn in kept) <= window.messages
+            older = turns[: len(turns) - shown.turns]
+            if older and (window.turns is None or shown.turns < window.turns):
+                assert sum(len(turn.messages) for turn in [older[-1], *kept]) > window.messages
+    else:
+        assert shown.turns == 1
+        assert len(turns[-1].messages) > (window.messages or 0)
+    if window.turns is not None:
+        assert shown.turns <= window.turns
+    if turns:
+        assert shown.turns >= 1
+
+
+@given(st.lists(good_turn(), max_size=8), windows)
+def test_every_system_message_is_seen_however_small_the_window(turns, window):
+    """Once each, those that say the same once."""
+    shown = view(turns, window)
+    assert {m.text for m in shown.messages if m.role == "system"} == {m.text for t in turns for m in t.messages if m.role == "system"}
+
+
+@given(good_turn(), st.integers(1, 6))
+def test_a_single_turn_larger_than_the_window_keeps_its_question_and_its_newest_messages(turn, limit):
+    """Cut inside, in the same way."""
+    shown = view([turn], Window(messages=limit))
+    assert shown.cut == (len(turn.messages) > limit)
+    question = next(m for m in turn.messages if m.role == "user")
+    assert question in shown.messages
+    opening = sum(m.role == "system" for m in turn.messages) + 1
+    assert len(shown.messages) <= max(limit, opening)
+    if limit > opening:
+        assert turn.messages[-1] in shown.messages
+
+
+@given(st.lists(wild, max_size=6), st.sampled_from(["keep", "drop"]))
+def test_unfinished_turns_are_kept_with_their_state_or_dropped_whole(turns, unfinished):
+    """Each message reads what became of its turn."""
+    shown = view(turns, Window(unfinished=unfinished))
+    states = {m.id: turn.state for turn in turns for m in turn.messages}
+    for m in shown.messages:
+        if m.role != "system":
+            assert m.state == states[m.id]
+            assert unfinished == "keep" or m.state == "complete"
+
+
+def test_a_call_whose_result_never_came_is_left_out_and_its_text_kept():
+    """A tool that never answered must not make every later request invalid."""
+    calls = [ToolCall(id="x", name="f"), ToolCall(id="y", name="f")]
+    turn = Turn((Message.user("q"), Message.assistant("let me see", tool_calls=calls), Message.tool("r", tool_call_id="y")))
+    shown = view([turn], Window()).messages
+    assert [(m.role, [c.id for c in m.tool_calls]) for m in shown] == [("user", []), ("assistant", ["y"]), ("tool", [])]
+    only = view([Turn((Message.user("q"), Message.assistant("", tool_calls=calls)))], Window()).messages
+    assert [m.role for m in only] == ["user"]
+    said = view([Turn((Message.user("q"), Message.assistant("hm", tool_calls=calls)))], Window()).messages
+    assert [(m.text, m.tool_calls) for m in said] == [("q", ()), ("hm", ())]
+
+
+def test_a_result_that_came_twice_is_shown_once():
+    """Model APIs refuse the second."""
+    call = Message.assistant("", tool_calls=[ToolCall(id="x", name="f")])
+    results = [Message.tool(text, tool_call_id="x") for text in ("r", "r again")]
+    shown = view([Turn((Message.user("q"), call, *results))], Window()).messages
+    assert [m.text for m in shown] == ["q", "", "r"]
+
+
+def test_no_history_is_no_message():
+    """Empty in, empty out."""
+    assert view([], Window()) == View((), 0, cut=False)
+
+
+@pytest.mark.parametrize("options", [{"turns": 0}, {"turns": -1}, {"messages": 0}, {"turns": "5"}, {"unfinished": "hide"}, {"turns": 1.5}])
+def test_a_window_that_shows_nothing_is_refused(options):
+    """With the values that work."""
+    with pytest.raises(ConfigurationError, match=r"use "):
+        Window(**options)
