@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager, contextmanager
 from starlette.requests import HTTPConnection
 
 from convmem.config import Settings, open_store
-from convmem.context import current
-from convmem.conversation import Conversation
+from convmem.context import current, work_around
+from convmem.conversation import Conversation, work_of
 from convmem.exceptions import ConfigurationError, ConversationBusy, ConvmemError, NoConversation
 from convmem.exchange import SCOPE_KEY
 from convmem.identity import KeyRing, new_session_id as _new_session_id
@@ -19,6 +19,7 @@ from convmem.middleware import rules_of
 from convmem.routes import Routes
 from convmem.stores.base import Page, Store
 from convmem.turns import Ledger, Turn
+from convmem.work import Work
 
 _INSTALL = "app.add_middleware(ConversationMiddleware)"
 
@@ -52,7 +53,7 @@ def _taken(conversation: Conversation | None) -> Conversation:
     if conversation is None:
         msg = f"No conversation here: add {_INSTALL}, and this path to its paths=[...]; outside a request use open_conversation(key)."
         raise NoConversation(msg)
-    conversation.take()
+    work_of(conversation).touch()
     return conversation
 
 
@@ -81,27 +82,27 @@ async def open_conversation(key: SessionKey, *, store: Store | None = None) -> A
         StoreUnavailable: The store did not answer.
         ConfigurationError: The environment's settings cannot work.
     """
-    outer = current.get()
+    outer = work_around()
     async with _ledger(store) as ledger:
         turn = Turn(ledger, key)
         with _noting(outer):
             if outer is not None and outer.runs(key, ledger.store):
                 raise ConversationBusy(own_turn=True)
             await turn.begin()
-        conversation = Conversation(ledger, turn)
-        conversation.within = outer
+        work = Work(ledger, turn, within=outer)
+        conversation = Conversation(work)
         before = current.set(conversation)
         try:
             yield conversation
         except asyncio.CancelledError:
-            await conversation.interrupt()
+            await work.interrupt()
             raise
         except BaseException:
-            await conversation.break_off()
+            await work.break_off()
             raise
         else:
             with _noting(outer):
-                await conversation.finish()
+                await work.finish()
         finally:
             current.reset(before)
 
@@ -125,7 +126,7 @@ async def conversations(owner: str, *, tenant: str = "", store: Store | None = N
         msg = f"limit is {limit}; use 1 to {_MOST_LISTED}, and after= for the next page."
         raise ValueError(msg)
     async with _ledger(store) as ledger:
-        with _noting(current.get()):
+        with _noting(work_around()):
             return await ledger.store.list(owner, tenant=tenant, after=after, limit=limit)
 
 
@@ -137,8 +138,8 @@ def new_session_id(owner: str, *, tenant: str = "") -> str:
     Raises:
         ConfigurationError: Outside a request, ids are signed, and the key is kept in the store: set ``CONVMEM_SECRET_KEY``.
     """
-    conversation = current.get()
-    issue = conversation.issue_session_id if conversation is not None else None
+    work = work_around()
+    issue = None if work is None else work.issue_session_id
     if issue is not None:
         return issue(owner, tenant)
     settings = Settings.from_environment()
@@ -153,22 +154,22 @@ _MOST_LISTED = 1000
 
 
 @contextmanager
-def _noting(conversation: Conversation | None) -> Iterator[None]:
+def _noting(work: Work | None) -> Iterator[None]:
     """Tell the request around this code of an error, so that it is answered as one of its own conversation's."""
     try:
         yield
     except ConvmemError as error:
-        if conversation is not None:
-            conversation.note(error)
+        if work is not None:
+            work.note(error)
         raise
 
 
 @asynccontextmanager
 async def _ledger(store: Store | None) -> AsyncGenerator[Ledger, None]:
     """Return the ledger to work with: of the middleware around this code, over a store given, or over the environment's."""
-    conversation = current.get()
-    if conversation is not None and (store is None or store is conversation.ledger.store):
-        yield conversation.ledger
+    work = work_around()
+    if work is not None and (store is None or store is work.ledger.store):
+        yield work.ledger
         return
     settings = Settings.from_environment()
     opened = store or open_store(settings.store_url, namespace=settings.namespace)

@@ -4,52 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from contextlib import aclosing, asynccontextmanager
+from typing import TypeVar
 
 from convmem import windows
 from convmem.exceptions import (
     ConversationBusy,
-    ConversationNotLoaded,
-    ConvmemError,
     CorruptEntry,
     InvalidMessage,
-    StoreUnavailable,
     TurnClosed,
 )
 from convmem.keys import SessionKey
 from convmem.messages import Message, decode_messages
 from convmem.recording import Recording, each
-from convmem.stores.base import Log, Store, StoredEntry
-from convmem.turns import Ledger, Turn
+from convmem.stores.base import Log, StoredEntry
+from convmem.turns import Turn
+from convmem.work import Work
 
 C = TypeVar("C")
 logger = logging.getLogger("convmem.conversation")
-
-
-class Gate(Protocol):
-    """What stands between a handler and its conversation; the middleware's side of it."""
-
-    def touch(self) -> None:
-        """Note that the conversation is used; raise what stands in the way of that."""
-
-    def raised(self, error: ConvmemError) -> None:
-        """Note an error a handler is given, to answer with it should the handler let it through."""
-
-    @property
-    def issue_session_id(self) -> Callable[[str, str], str]:
-        """Hands out an id for an owner and a tenant."""
-
-    @property
-    def degrades(self) -> bool:
-        """Whether the app goes on without memory while the store is down."""
-
-    async def leave(self) -> None:
-        """End the request's turn if its client has left: a framework may run background tasks before anything else ends it."""
-
-    async def load(self, owner: str | None, session_id: str | None) -> Turn:
-        """Resolve, load, and take the lease where the route takes one."""
 
 
 class Conversation:
@@ -57,21 +31,11 @@ class Conversation:
 
     Not to be shared by requests; within one, its members may be used from any task and, `append` and the properties, from any
     thread. Every member raises the error that kept the conversation from being loaded: `StoreUnavailable`, `InvalidIdentity`, ….
-
-    Attributes:
-        degraded: Whether the store is down and the app runs without memory (``CONVMEM_ON_STORE_ERROR=degrade``): nothing is stored.
-        ledger: The worker's side of it. Not for apps.
-        within: That of the request inside whose handler this one was opened, or runs when an app calls itself. Not for apps.
     """
 
-    def __init__(self, ledger: Ledger, turn: Turn | None, gate: Gate | None = None, *, degraded: bool = False) -> None:
-        """Take a turn that has begun; None when `load` is to begin it. Apps do not call this."""
-        self.ledger = ledger
-        self._turn = turn
-        self._gate = gate
-        self.degraded = degraded
-        self.within: Conversation | None = None
-        self._recordings: list[Recording[Any]] = []
+    def __init__(self, work: Work) -> None:
+        """See the worker's side of it. Apps do not call this."""
+        self._work = work
         self._viewed: tuple[Log, windows.View] | None = None
         self._decoded: tuple[Log, tuple[windows.Turn, ...], tuple[Message, ...], tuple[int, ...]] | None = None
 
@@ -80,17 +44,17 @@ class Conversation:
     @property
     def owner(self) -> str:
         """Whose it is: ``user:<identity>``, ``visitor:<id>`` or ``header:<id>``."""
-        return self._used.key.owner
+        return self._work.used.key.owner
 
     @property
     def session_id(self) -> str:
         """Which of the owner's conversations; ``default`` when the request named none."""
-        return self._used.key.session_id
+        return self._work.used.key.session_id
 
     @property
     def key(self) -> SessionKey:
         """Its address, for `open_conversation` in a job that goes on with it."""
-        return self._used.key
+        return self._work.used.key
 
     # What was said
 
@@ -100,22 +64,22 @@ class Conversation:
 
         A new list each time. Valid for model APIs; see `convmem.Window`.
         """
-        return [*self._view.messages, *self._used.messages]
+        return [*self._view.messages, *self._work.used.messages]
 
     @property
     def new_messages(self) -> list[Message]:
         """What this turn appended, in order, stored or not."""
-        return list(self._used.messages)
+        return list(self._work.used.messages)
 
     @property
     def total_turns(self) -> int:
         """How many turns are stored, without those superseded, hidden, cleared or expired."""
-        return self._used.head.turns
+        return self._work.used.head.turns
 
     @property
     def left_out(self) -> int:
         """How many stored turns are older than the window, or dropped from it."""
-        turn = self._used
+        turn = self._work.used
         return 0 if turn.head.start > turn.log.head.start else max(0, turn.log.head.turns - self._view.turns)
 
     @property
@@ -134,7 +98,7 @@ class Conversation:
         Raises:
             CorruptEntry: A loaded entry cannot be decoded.
         """
-        for stored in self._used.log.entries:
+        for stored in self._work.used.log.entries:
             try:
                 decode_messages(stored.entry.body)
             except ValueError as error:
@@ -145,12 +109,12 @@ class Conversation:
     @property
     def revision(self) -> str:
         """Where the log ends, as an opaque string: equal when nothing was written between."""
-        return self._used.head.revision
+        return self._work.used.head.revision
 
     @property
     def is_new(self) -> bool:
         """Whether there was no history when this request began."""
-        log = self._used.log
+        log = self._work.used.log
         return not log.head.epoch or log.expired
 
     @property
@@ -162,13 +126,18 @@ class Conversation:
     @property
     def busy(self) -> bool:
         """Whether another turn was running when this request loaded."""
-        turn = self._used
+        turn = self._work.used
         return bool(turn.log.holder.token) and not turn.holds(turn.log.holder.token)
 
     @property
     def replayed(self) -> bool:
         """Whether this very turn had been completed before; `messages` has its answer, and nothing is stored again."""
-        return self._used.replayed
+        return self._work.used.replayed
+
+    @property
+    def degraded(self) -> bool:
+        """Whether the store is down and the app runs without memory (``CONVMEM_ON_STORE_ERROR=degrade``): nothing is stored."""
+        return self._work.degraded
 
     # What a handler does
 
@@ -182,13 +151,13 @@ class Conversation:
             LimitExceeded: One, or the turn with it, is too large.
             TurnClosed: The turn has ended.
         """
-        with self._reporting():
+        with self._work.reporting():
             given: tuple[object, ...] = messages
             for stranger in (message for message in given if not isinstance(message, Message)):
                 field = "append(message)"
                 reason = f"a {type(stranger).__name__} is no Message; use Message.user(text), Message.assistant(text), …"
                 raise InvalidMessage(field, reason)
-            self._used.stage(messages)
+            self._work.used.stage(messages)
 
     async def load(self, *, owner: str | None = None, session_id: str | None = None) -> None:
         """Load the conversation, where loading is deferred; elsewhere move to another one before anything is appended.
@@ -203,17 +172,18 @@ class Conversation:
             ConversationBusy: Another turn is still running.
             StoreUnavailable: The store did not answer.
         """
-        with self._reporting():
-            if self._gate is None:
+        with self._work.reporting():
+            work = self._work
+            if work.gate is None:
                 msg = "This conversation is loaded; open another with open_conversation(key)."
                 raise TurnClosed(msg)
-            if self._turn is not None and self._turn.messages:
+            if work.turn is not None and work.turn.messages:
                 msg = "Something was appended already; call load() first."
                 raise TurnClosed(msg)
-            previous, self._turn = self._turn, None
+            previous, work.turn = work.turn, None
             if previous is not None:
                 await previous.abandon()
-            self._turn = await self._gate.load(owner, session_id)
+            work.turn = await work.gate.load(owner, session_id)
 
     async def save(self) -> None:
         """Make what was appended durable now: before an expensive call, before an end marker such as ``[DONE]``.
@@ -227,8 +197,8 @@ class Conversation:
             HistoryLost: The store no longer has what this request had loaded.
             StoreUnavailable: The store did not answer; the next save tries again.
         """
-        with self._reporting():
-            await self._save(self._used)
+        with self._work.reporting():
+            await self._work.save(self._work.used)
 
     async def record(
         self, stream: AsyncIterable[C] | Iterable[C], *, text: Callable[[C], str | None] | None = None
@@ -247,34 +217,34 @@ class Conversation:
             LimitExceeded: The answer is larger than a message may be.
             TurnClosed: The turn has ended; the stream is not asked for anything.
         """
-        with self._reporting():
-            turn = self._used
-            await self._save(turn)
+        with self._work.reporting():
+            turn = self._work.used
+            await self._work.save(turn)
             if turn.ended:
                 msg = "This turn has ended; record in `async with conversation.turn():`, which opens another one."
                 raise TurnClosed(msg)
             recording = Recording(text, turn.room())
-        self._recordings.append(recording)
+        self._work.recordings.append(recording)
         async with aclosing(each(stream)) as chunks:
             async for chunk in chunks:
-                with self._reporting():
+                with self._work.reporting():
                     recording.add(chunk)
                 yield chunk
         recording.finished = True
-        self._take(recording)
+        self._work.take(recording)
 
     async def clear(self) -> None:
         """Begin the history anew. What was said before stays in the log until the conversation is deleted. Errors as in `save`."""
-        with self._reporting():
-            await self._used.reset()
+        with self._work.reporting():
+            await self._work.used.reset()
 
     async def delete(self) -> bool:
         """Delete the conversation, and end this turn with it; return whether there was one.
 
         A turn that runs elsewhere at the same time will find it gone and store nothing.
         """
-        with self._reporting():
-            return await self._used.delete()
+        with self._work.reporting():
+            return await self._work.used.delete()
 
     @asynccontextmanager
     async def turn(self) -> AsyncGenerator[Conversation, None]:
@@ -286,146 +256,28 @@ class Conversation:
         Raises:
             ConversationBusy: Another turn is still running, this request's own included.
         """
-        with self._reporting():
-            before = self._used
-            if self._gate is not None:
-                await self._gate.leave()
+        with self._work.reporting():
+            before = self._work.used
+            if self._work.gate is not None:
+                await self._work.gate.leave()
             if not before.ended:
                 raise ConversationBusy(own_turn=True)
-            turn = Turn(self.ledger, before.key)
+            turn = Turn(self._work.ledger, before.key)
             await turn.begin()
-        self._turn, self._recordings = turn, []
+        self._work.turn, self._work.recordings = turn, []
         try:
             yield self
         except asyncio.CancelledError:
-            await self.interrupt()
+            await self._work.interrupt()
             raise
         except BaseException:
-            await self.break_off()
+            await self._work.break_off()
             raise
         else:
-            with self._reporting():
-                await self.finish()
-
-    # What the middleware does
-
-    def take(self) -> None:
-        """Note that a handler has this conversation; raise what stands in the way of that."""
-        if self._gate is not None:
-            with self._reporting():
-                self._gate.touch()
-
-    async def keep(self) -> None:
-        """Store what was appended, before a response without a length begins."""
-        if self._turn is not None and not self._turn.ended:
-            await self._save(self._turn)
-
-    def runs(self, key: SessionKey, store: Store) -> bool:
-        """Return whether this is that conversation in that store, with its turn still open, or stands within it."""
-        own = self._turn is not None and not self._turn.ended and self._turn.key == key and self.ledger.store is store
-        return own or (self.within is not None and self.within.runs(key, store))
-
-    def note(self, error: ConvmemError) -> None:
-        """Tell the request around this code of an error its handler is given."""
-        if self._gate is not None:
-            self._gate.raised(error)
-        elif self.within is not None:
-            self.within.note(error)
-
-    @property
-    def seen(self) -> Turn | None:
-        """The turn, for headers and logs: nothing is touched."""
-        return self._turn
-
-    @property
-    def recorded(self) -> bool:
-        """Whether there was a recording, and all came to their end."""
-        return bool(self._recordings) and all(recording.finished for recording in self._recordings)
-
-    @property
-    def recording(self) -> bool:
-        """Whether a recording has not come to its end yet."""
-        return any(not recording.finished for recording in self._recordings)
-
-    @property
-    def issue_session_id(self) -> Callable[[str, str], str] | None:
-        """How the middleware around this request hands out ids."""
-        if self._gate is not None:
-            return self._gate.issue_session_id
-        return None if self.within is None else self.within.issue_session_id
-
-    def adopt(self, turn: Turn) -> None:
-        """Take the turn of a visitor who was not known when the conversation was made."""
-        self._turn = turn
-
-    async def finish(self) -> None:
-        """End the turn, whole. A recording that did not come to its end makes it an interrupted one."""
-        turn = self._turn
-        if turn is None or turn.ended:
-            return
-        if all(recording.finished for recording in self._recordings):
-            await turn.close()
-        else:
-            await self.interrupt()
-
-    async def interrupt(self) -> None:
-        """End the turn with everything appended and recorded so far; it reads as interrupted."""
-        turn = self._turn
-        if turn is None or turn.ended:
-            return
-        for recording in self._recordings:
-            self._take(recording)
-        await turn.interrupt()
-
-    async def abandon(self) -> None:
-        """End the turn and store nothing more."""
-        if self._turn is not None:
-            await self._turn.abandon()
-
-    async def break_off(self) -> None:
-        """End the turn after an error: with what was recorded, if anything was; else store nothing more."""
-        turn = self._turn
-        if turn is None or turn.ended:
-            return
-        if any(recording.said for recording in self._recordings):
-            await self.interrupt()
-        else:
-            await turn.abandon()
-
-    async def _save(self, turn: Turn) -> None:
-        try:
-            await turn.save()
-        except StoreUnavailable as error:
-            if self._gate is None or not self._gate.degrades:
-                raise
-            logger.warning("the store is down; this request goes on without memory: %s", error)
-            turn.detach()
-            self.degraded = True
-
-    def _take(self, recording: Recording[Any]) -> None:
-        if not recording.taken and recording.said:
-            recording.taken = True
-            self._used.stage([Message.assistant(recording.said)], limited=False)
+            with self._work.reporting():
+                await self._work.finish()
 
     # Behind the properties
-
-    @contextmanager
-    def _reporting(self) -> Iterator[None]:
-        try:
-            yield
-        except ConvmemError as error:
-            self.note(error)
-            raise
-
-    @property
-    def _used(self) -> Turn:
-        with self._reporting():
-            if self._gate is not None:
-                self._gate.touch()
-            if self._turn is None:
-                msg = "Loading is deferred on this route: `await conversation.load(owner=…, session_id=…)` before reading or appending."
-                raise ConversationNotLoaded(msg)
-            return self._turn
 
     @property
     def _turns(self) -> tuple[windows.Turn, ...]:
@@ -433,22 +285,27 @@ class Conversation:
 
     @property
     def _history(self) -> tuple[Log, tuple[windows.Turn, ...], tuple[Message, ...], tuple[int, ...]]:
-        turn = self._used
+        turn = self._work.used
         if self._decoded is None or self._decoded[0] is not turn.log:
             self._decoded = (turn.log, *_decode(turn))
         return self._decoded
 
     @property
     def _view(self) -> windows.View:
-        turn, (log, turns, pinned, _) = self._used, self._history
+        turn, (log, turns, pinned, _) = self._work.used, self._history
         if turn.head.start > log.head.start:
             return windows.View((), 0, cut=False)
         if self._viewed is None or self._viewed[0] is not log:
-            view = windows.view(turns, self.ledger.rules.window, pinned=pinned)
+            view = windows.view(turns, self._work.ledger.rules.window, pinned=pinned)
             self._viewed = (log, view)
             if log.head.turns - view.turns == 1:
                 logger.info("conversation %s has outgrown its window: the model no longer sees the first turn", turn.key.digest)
         return self._viewed[1]
+
+
+def work_of(conversation: Conversation) -> Work:
+    """Return the worker's side of a conversation, for the code around a handler."""
+    return conversation._work  # noqa: SLF001 - this module's own
 
 
 def _decode(turn: Turn) -> tuple[tuple[windows.Turn, ...], tuple[Message, ...], tuple[int, ...]]:

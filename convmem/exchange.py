@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from convmem.context import current
+from convmem.context import current, work_around
 from convmem.conversation import Conversation
 from convmem.exceptions import (
     ConversationBusy,
@@ -35,6 +35,7 @@ from convmem.problems import problem
 from convmem.routes import Routes
 from convmem.stores.base import Head
 from convmem.turns import Ledger, Turn
+from convmem.work import Work
 
 SCOPE_KEY = "convmem"
 REVISION_HEADER = b"conversation-revision"
@@ -81,7 +82,8 @@ class Exchange:
         self._defers = services.routes.defers(path)
         self._scope: Scope = {}
         self._resolved = Resolved()
-        self._conversation = Conversation(services.ledger, None, self)
+        self._work = Work(services.ledger, gate=self, within=work_around())
+        self._conversation = Conversation(self._work)
         self._kept: ConvmemError | None = None
         self._raised: ConvmemError | None = None
         self._asked: SessionKey | None = None
@@ -113,7 +115,6 @@ class Exchange:
             await self._answer(error)
             return
         self._scope = self._scope_for_app()
-        self._conversation.within = current.get()
         before = current.set(self._conversation)
         try:
             await app(self._scope, self._listen, self._respond)
@@ -142,7 +143,7 @@ class Exchange:
         if owner is None or self._defers:
             return
         try:
-            self._conversation.adopt(await self._open(owner, self._resolved.session_id))
+            self._work.turn = await self._open(owner, self._resolved.session_id)
         except (ConversationBusy, HistoryLost, HistoryExpired) as error:
             if self._leases:
                 raise
@@ -151,13 +152,13 @@ class Exchange:
             if not self._services.degrade:
                 self._kept = error
                 return
-            self._conversation.adopt(self._without_memory(owner, self._resolved.session_id, error))
+            self._work.turn = self._without_memory(owner, self._resolved.session_id, error)
         except ConvmemError as error:
             self._kept = error
 
     def _without_memory(self, owner: str, session_id: str, error: StoreUnavailable) -> Turn:
         logger.warning("the store is down; this request runs without memory: %s", error)
-        self._conversation.degraded = True
+        self._work.degraded = True
         return Turn(self._services.ledger, self._key(owner, session_id), stored=False)
 
     def _key(self, owner: str, session_id: str) -> SessionKey:
@@ -171,7 +172,7 @@ class Exchange:
         if not self._leases:
             await turn.look(claimed)
         else:
-            outer = current.get()
+            outer = self._work.within
             if outer is not None and outer.runs(key, self._services.ledger.store):
                 raise ConversationBusy(own_turn=True)
             await turn.begin(self._policy, claimed)
@@ -239,7 +240,7 @@ class Exchange:
         """End the turn if the client has left."""
         if self._client_left and not self._settled:
             self._settled = True
-            await self._conversation.interrupt()
+            await self._work.interrupt()
 
     async def load(self, owner: str | None, session_id: str | None) -> Turn:
         """Load the conversation a handler names, or the one the request does."""
@@ -284,7 +285,7 @@ class Exchange:
             raise UnknownConversation(msg)
         owner = self._resolved.mint()
         turn = Turn(self._services.ledger, self._key(owner, session_id))
-        self._conversation.adopt(turn)
+        self._work.turn = turn
         return turn
 
     def _check_order(self) -> None:
@@ -329,7 +330,7 @@ class Exchange:
             try:
                 if self._touched and self._status < _ERRORS:
                     self._check_order()
-                    await self._conversation.keep()
+                    await self._work.keep()
             except ConvmemError as error:
                 if not await self._goes_on(error):
                     return
@@ -338,7 +339,7 @@ class Exchange:
     async def _on_body(self, message: Message, size: int, *, more: bool) -> None:
         if self._remaining is not None:
             self._remaining -= size
-        if self._bodyless and more and self._conversation.recording:
+        if self._bodyless and more and self._work.recording:
             return
         reached = self._remaining is not None and self._remaining <= 0
         if self._bodyless or reached or not (more or self._trailers):
@@ -369,10 +370,10 @@ class Exchange:
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
         headers = self._resolved.response_headers(touched=self._touched)
-        if self._conversation.degraded:
+        if self._work.degraded:
             headers.append((b"convmem-degraded", b"true"))
-        turn = self._conversation.seen
-        if self._touched and turn is not None and not self._conversation.degraded:
+        turn = self._work.turn
+        if self._touched and turn is not None and not self._work.degraded:
             headers.append((REVISION_HEADER, turn.head.revision.encode()))
             if self._services.debug:
                 facts = {
@@ -396,19 +397,19 @@ class Exchange:
         self._settled = True
         streamed = self._remaining is None and not self._bodyless and not self._whole
         if self._status >= _ERRORS:
-            await self._conversation.abandon()
+            await self._work.abandon()
             self._outcome = "abandoned"
             return
         if self._touched:
             self._check_order()
-        if self._client_left and streamed and not self._conversation.recorded:
-            await self._conversation.interrupt()
+        if self._client_left and streamed and not self._work.recorded:
+            await self._work.interrupt()
             self._outcome = "interrupted"
             return
-        turn = self._conversation.seen
+        turn = self._work.turn
         if turn is not None and turn.messages and not (self._leases or self._resolved.minted):
             self._hint_at_turns()
-        await self._conversation.finish()
+        await self._work.finish()
         self._outcome = "stored"
 
     def _hint_at_turns(self) -> None:
@@ -419,10 +420,10 @@ class Exchange:
 
     async def _goes_on(self, error: ConvmemError) -> bool:
         """Return whether the app's answer goes out all the same. If not: a problem when nothing has gone out yet, else a truncation."""
-        await self._conversation.abandon()
+        await self._work.abandon()
         if isinstance(error, StoreUnavailable) and self._services.degrade:
             logger.warning("the store is down; this turn is not stored: %s", error)
-            self._conversation.degraded = True
+            self._work.degraded = True
             return True
         if self._begun:
             logger.error("the response is cut off, its turn could not be stored: %s", error)
@@ -440,7 +441,7 @@ class Exchange:
             logger.error("%s: %s", error.code, error, exc_info=error.__cause__)
         else:
             logger.info("%s: %s", error.code, error)
-        await self._conversation.abandon()
+        await self._work.abandon()
         headers = self._headers()
         if isinstance(error, HistoryLost | HistoryExpired):
             headers = [*((name, value) for name, value in headers if name != REVISION_HEADER), (REVISION_HEADER, error.revision.encode())]
@@ -463,13 +464,13 @@ class Exchange:
             if self._touched:
                 self._check_order()
             if isinstance(error, asyncio.CancelledError):
-                await self._conversation.interrupt()
+                await self._work.interrupt()
             elif self._begun:
-                await self._conversation.break_off()
+                await self._work.break_off()
             else:
-                await self._conversation.abandon()
+                await self._work.abandon()
         except ConvmemError as failure:
-            await self._conversation.abandon()
+            await self._work.abandon()
             logger.error("an interrupted turn could not be stored: %s", failure)  # noqa: TRY400 - the app's error is being raised
 
     async def _returned(self) -> None:
@@ -484,16 +485,16 @@ class Exchange:
             if not self._settled:
                 self._settled = True
                 if self._status >= _ERRORS or not (self._status or self._client_left):
-                    await self._conversation.abandon()
+                    await self._work.abandon()
                 else:
                     if self._touched:
                         self._check_order()
-                    await self._conversation.interrupt()
+                    await self._work.interrupt()
             if self._held is not None:
                 await self._begin()
         except ConvmemError as error:
             if self._client_left:
-                await self._conversation.abandon()
+                await self._work.abandon()
                 logger.error("an interrupted turn could not be stored: %s", error)  # noqa: TRY400 - nobody is there to be told
             elif await self._goes_on(error):
                 await self._begin()

@@ -24,6 +24,7 @@ from starlette.types import Receive
 from convmem import (
     Conversation,
     ConversationMiddleware,
+    ConversationNotLoaded,
     Identity,
     InvalidIdentity,
     Message,
@@ -615,6 +616,8 @@ class TestDeferred:
                     use()
                 except Exception as error:  # noqa: BLE001 - looked at below
                     raised.append(f"{type(error).__name__} {error}")
+            with pytest.raises(ConversationNotLoaded):
+                await conversation.save()
             assert world.store.calls == []
             await conversation.load(owner="user:ada", session_id="plans")
             return await say(request)

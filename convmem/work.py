@@ -1,0 +1,177 @@
+"""Work: the worker's side of one conversation in one request: which turn is open, what is recorded, and how it ends."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from convmem.exceptions import ConversationNotLoaded, ConvmemError, StoreUnavailable
+from convmem.keys import SessionKey
+from convmem.messages import Message
+from convmem.recording import Recording
+from convmem.stores.base import Store
+from convmem.turns import Ledger, Turn
+
+logger = logging.getLogger("convmem.conversation")
+
+
+class Gate(Protocol):
+    """What stands between a handler and its conversation; the middleware's side of it."""
+
+    def touch(self) -> None:
+        """Note that the conversation is used; raise what stands in the way of that."""
+
+    def raised(self, error: ConvmemError) -> None:
+        """Note an error a handler is given, to answer with it should the handler let it through."""
+
+    @property
+    def issue_session_id(self) -> Callable[[str, str], str]:
+        """Hands out an id for an owner and a tenant."""
+
+    @property
+    def degrades(self) -> bool:
+        """Whether the app goes on without memory while the store is down."""
+
+    async def leave(self) -> None:
+        """End the request's turn if its client has left: a framework may run background tasks before anything else ends it."""
+
+    async def load(self, owner: str | None, session_id: str | None) -> Turn:
+        """Resolve, load, and take the lease where the route takes one."""
+
+
+class Work:
+    """What a `Conversation` and the code around its handler share. Made for one request, and used by it alone.
+
+    Attributes:
+        ledger: What the turns of this worker share.
+        turn: The turn, seen without touching anything; None until `load` begins it.
+        gate: The middleware's side; None outside of a request.
+        recordings: The streams recorded in this turn.
+        degraded: Whether the store is down and the app runs without memory.
+        within: The work inside whose handler this one was opened, or runs when an app calls itself in process.
+    """
+
+    def __init__(self, ledger: Ledger, turn: Turn | None = None, gate: Gate | None = None, *, within: Work | None = None) -> None:
+        """Take a turn that has begun; None when `load` is to begin it."""
+        self.ledger = ledger
+        self.turn = turn
+        self.gate = gate
+        self.recordings: list[Recording[Any]] = []
+        self.degraded = False
+        self.within = within
+
+    # Using it
+
+    @property
+    def used(self) -> Turn:
+        """The turn, touched.
+
+        Raises:
+            ConversationNotLoaded: Loading is deferred, and was not done.
+            ConvmemError: Whatever kept the conversation from being loaded.
+        """
+        with self.reporting():
+            self.touch()
+            if self.turn is None:
+                msg = "Loading is deferred on this route: `await conversation.load(owner=…, session_id=…)` before reading or appending."
+                raise ConversationNotLoaded(msg)
+            return self.turn
+
+    def touch(self) -> None:
+        """Note that a handler has the conversation; raise what stands in the way of that."""
+        if self.gate is not None:
+            with self.reporting():
+                self.gate.touch()
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Note the errors raised inside."""
+        try:
+            yield
+        except ConvmemError as error:
+            self.note(error)
+            raise
+
+    def note(self, error: ConvmemError) -> None:
+        """Tell the request around this code of an error its handler is given."""
+        if self.gate is not None:
+            self.gate.raised(error)
+        elif self.within is not None:
+            self.within.note(error)
+
+    def runs(self, key: SessionKey, store: Store) -> bool:
+        """Return whether this is that conversation in that store, with its turn still open, or stands within it."""
+        own = self.turn is not None and not self.turn.ended and self.turn.key == key and self.ledger.store is store
+        return own or (self.within is not None and self.within.runs(key, store))
+
+    @property
+    def issue_session_id(self) -> Callable[[str, str], str] | None:
+        """How the middleware around this request hands out ids; None outside of a request."""
+        if self.gate is not None:
+            return self.gate.issue_session_id
+        return None if self.within is None else self.within.issue_session_id
+
+    # Recording
+
+    @property
+    def recorded(self) -> bool:
+        """Whether there was a recording, and all came to their end."""
+        return bool(self.recordings) and not self.recording
+
+    @property
+    def recording(self) -> bool:
+        """Whether a recording has not come to its end yet."""
+        return any(not recording.finished for recording in self.recordings)
+
+    def take(self, recording: Recording[Any]) -> None:
+        """Append what a recording has collected; once."""
+        if not recording.taken and recording.said:
+            recording.taken = True
+            self.used.stage([Message.assistant(recording.said)], limited=False)
+
+    # Storing and ending
+
+    async def save(self, turn: Turn) -> None:
+        """Store what was appended to the turn. A store that is down is an error, or this request goes on without memory."""
+        try:
+            await turn.save()
+        except StoreUnavailable as error:
+            if self.gate is None or not self.gate.degrades:
+                raise
+            logger.warning("the store is down; this request goes on without memory: %s", error)
+            turn.detach()
+            self.degraded = True
+
+    async def keep(self) -> None:
+        """Store what was appended, before a response without a length begins."""
+        if self.turn is not None and not self.turn.ended:
+            await self.save(self.turn)
+
+    async def finish(self) -> None:
+        """End the turn, whole. A recording that did not come to its end makes it an interrupted one."""
+        if self.recording:
+            await self.interrupt()
+        elif self.turn is not None:
+            await self.turn.close()
+
+    async def interrupt(self) -> None:
+        """End the turn with everything appended and recorded so far; it reads as interrupted."""
+        if self.turn is None or self.turn.ended:
+            return
+        for recording in self.recordings:
+            self.take(recording)
+        await self.turn.interrupt()
+
+    async def break_off(self) -> None:
+        """End the turn after an error: with what was recorded, if anything was; else store nothing more."""
+        if any(recording.said for recording in self.recordings):
+            await self.interrupt()
+        else:
+            await self.abandon()
+
+    async def abandon(self) -> None:
+        """End the turn and store nothing more."""
+        if self.turn is not None:
+            await self.turn.abandon()
