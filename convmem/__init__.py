@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from convmem.messages import (
         AudioPart as AudioPart,
         Citation as Citation,
+        Edit as Edit,
         FilePart as FilePart,
         ImagePart as ImagePart,
         Message as Message,
@@ -106,6 +107,7 @@ _HOMES = {
     "convmem.messages": (
         "AudioPart",
         "Citation",
+        "Edit",
         "FilePart",
         "ImagePart",
         "Message",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 from convmem import windows
@@ -16,7 +18,7 @@ from convmem.exceptions import (
     TurnClosed,
 )
 from convmem.keys import SessionKey
-from convmem.messages import Message, decode_messages
+from convmem.messages import Edit, Message, State, decode_body, decode_messages, edited
 from convmem.recording import Recording, each
 from convmem.stores.base import Log, StoredEntry
 from convmem.turns import Turn
@@ -31,13 +33,21 @@ class Conversation:
 
     Not to be shared by requests; within one, its members may be used from any task and, `append` and the properties, from any
     thread. Every member raises the error that kept the conversation from being loaded: `StoreUnavailable`, `InvalidIdentity`, ….
+
+    Attributes:
+        loop: The event loop it belongs to; None when it was made outside of one. Not for apps.
     """
 
     def __init__(self, work: Work) -> None:
         """See the worker's side of it. Apps do not call this."""
         self._work = work
-        self._viewed: tuple[Log, windows.View] | None = None
-        self._decoded: tuple[Log, tuple[windows.Turn, ...], tuple[Message, ...], tuple[int, ...]] | None = None
+        self._viewed: tuple[tuple[windows.Turn, ...], windows.View] | None = None
+        self._decoded: _Decoded | None = None
+        self._sighted: tuple[_Decoded, int, tuple[windows.Turn, ...], tuple[Message, ...]] | None = None
+        try:
+            self.loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            self.loop = None
 
     # Who and which
 
@@ -64,12 +74,30 @@ class Conversation:
 
         A new list each time. Valid for model APIs; see `convmem.Window`.
         """
-        return [*self._view.messages, *self._work.used.messages]
+        return [*self._view.messages, *self.new_messages]
 
     @property
     def new_messages(self) -> list[Message]:
-        """What this turn appended, in order, stored or not."""
-        return list(self._work.used.messages)
+        """What this turn appended, in order, stored or not, without what it hid again."""
+        return edited([self._work.used.said])[0]
+
+    async def history(self) -> list[Message]:
+        """Return every message in sight from the first on, whatever the window: for an export, or to search what was archived.
+
+        One read of the store, at a cost that grows with the conversation. Unlike `messages` it is what was said, and not made
+        valid for a model.
+
+        Raises:
+            StoreUnavailable: The store did not answer.
+        """
+        with self._work.reporting():
+            turn = self._work.used
+            log = await turn.read()
+            decoded = _decode(turn, log)
+            said = edited([*(items for items, _ in decoded.turns), turn.said])
+            states: list[State] = [state for _, state in decoded.turns]
+            earlier = [message.in_state(state) for messages, state in zip(said, states, strict=False) for message in messages]
+            return [*earlier, *said[-1]]
 
     @property
     def total_turns(self) -> int:
@@ -90,7 +118,7 @@ class Conversation:
     @property
     def corrupt(self) -> tuple[int, ...]:
         """Positions of loaded entries that cannot be decoded; their messages are missing, the rest is there."""
-        return self._history[3]
+        return self._history.corrupt
 
     def verify(self) -> None:
         """Read strictly.
@@ -159,6 +187,23 @@ class Conversation:
                 raise InvalidMessage(field, reason)
             self._work.used.stage(messages)
 
+    def edit(self, edit: Edit, *messages: Message) -> None:
+        """Hide or archive what was said, and append messages in the same step: stored together, or not at all.
+
+        Nothing is rewritten: the edit stands in the log behind what it is about, is stored as appended messages are, and goes
+        when its turn is superseded. ``edit(Edit(action="hide", before="active"), *messages)`` replaces the conversation.
+
+        Errors as in `append`.
+        """
+        with self._work.reporting():
+            turn = self._work.used
+            decoded = self._history
+            everything = [*decoded.pinned, *(item for items, _ in decoded.turns for item in items), *turn.said]
+            hides_system = edit.action == "hide" and any(
+                isinstance(item, Message) and item.role == "system" and edit.concerns(item) for item in everything
+            )
+            turn.stage([edit, *messages], pins=hides_system and not edit.begins_anew)
+
     async def load(self, *, owner: str | None = None, session_id: str | None = None) -> None:
         """Load the conversation, where loading is deferred; elsewhere move to another one before anything is appended.
 
@@ -177,7 +222,7 @@ class Conversation:
             if work.gate is None:
                 msg = "This conversation is loaded; open another with open_conversation(key)."
                 raise TurnClosed(msg)
-            if work.turn is not None and work.turn.messages:
+            if work.turn is not None and work.turn.said:
                 msg = "Something was appended already; call load() first."
                 raise TurnClosed(msg)
             previous, work.turn = work.turn, None
@@ -199,6 +244,29 @@ class Conversation:
         """
         with self._work.reporting():
             await self._work.save(self._work.used)
+
+    def save_from_thread(self, *, patience: float = 0.25) -> bool:
+        """Save, called from another thread than the event loop's; return whether it was done.
+
+        On the loop's own thread, and when the loop does not begin within `patience` seconds (it is blocked, perhaps by the very
+        call this one is part of), nothing happens: what was appended is stored with the next save or at the end of the turn.
+
+        Errors as in `save`.
+        """
+        loop = self.loop
+        if loop is None or not loop.is_running() or asyncio._get_running_loop() is loop:  # noqa: SLF001 - None instead of an error
+            return False
+        begun = threading.Event()
+
+        async def save() -> None:
+            begun.set()
+            await self.save()
+
+        future = asyncio.run_coroutine_threadsafe(save(), loop)
+        if not begun.wait(patience) and future.cancel():
+            return False
+        future.result()
+        return True
 
     async def record(
         self, stream: AsyncIterable[C] | Iterable[C], *, text: Callable[[C], str | None] | None = None
@@ -281,23 +349,34 @@ class Conversation:
 
     @property
     def _turns(self) -> tuple[windows.Turn, ...]:
-        return self._history[1]
+        return self._sight[0]
 
     @property
-    def _history(self) -> tuple[Log, tuple[windows.Turn, ...], tuple[Message, ...], tuple[int, ...]]:
+    def _history(self) -> _Decoded:
         turn = self._work.used
-        if self._decoded is None or self._decoded[0] is not turn.log:
-            self._decoded = (turn.log, *_decode(turn))
+        if self._decoded is None or self._decoded.log is not turn.log:
+            self._decoded = _decode(turn, turn.log)
         return self._decoded
 
     @property
+    def _sight(self) -> tuple[tuple[windows.Turn, ...], tuple[Message, ...]]:
+        """What edits have left of the loaded turns, and of the pinned messages."""
+        decoded = self._history
+        edits = [item for item in self._work.used.said if isinstance(item, Edit)]
+        if self._sighted is None or self._sighted[:2] != (decoded, len(edits)):
+            pinned, *rest = edited([decoded.pinned, *(items for items, _ in decoded.turns), edits])
+            turns = tuple(windows.Turn(tuple(said), state) for said, (_, state) in zip(rest, decoded.turns, strict=False) if said)
+            self._sighted = (decoded, len(edits), turns, tuple(message for message in pinned if message.role == "system"))
+        return self._sighted[2:]
+
+    @property
     def _view(self) -> windows.View:
-        turn, (log, turns, pinned, _) = self._work.used, self._history
+        turn, log, (turns, pinned) = self._work.used, self._history.log, self._sight
         if turn.head.start > log.head.start:
             return windows.View((), 0, cut=False)
-        if self._viewed is None or self._viewed[0] is not log:
+        if self._viewed is None or self._viewed[0] is not turns:
             view = windows.view(turns, self._work.ledger.rules.window, pinned=pinned)
-            self._viewed = (log, view)
+            self._viewed = (turns, view)
             if log.head.turns - view.turns == 1:
                 logger.info("conversation %s has outgrown its window: the model no longer sees the first turn", turn.key.digest)
         return self._viewed[1]
@@ -308,20 +387,29 @@ def work_of(conversation: Conversation) -> Work:
     return conversation._work  # noqa: SLF001 - this module's own
 
 
-def _decode(turn: Turn) -> tuple[tuple[windows.Turn, ...], tuple[Message, ...], tuple[int, ...]]:
-    """Return the loaded turns, the pinned messages, and the positions that cannot be decoded."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Decoded:
+    """What was loaded: the messages and edits of each turn but this one, with its state, and what is pinned before them."""
+
+    log: Log
+    turns: tuple[tuple[tuple[Message | Edit, ...], State], ...]
+    pinned: tuple[Message | Edit, ...]
+    corrupt: tuple[int, ...]
+
+
+def _decode(turn: Turn, log: Log) -> _Decoded:
     corrupt: list[int] = []
-    loaded = [other for other in turn.log.turns if other.id != turn.id or turn.replayed]
-    turns = tuple(windows.Turn(tuple(_messages(other.entries, corrupt)), other.state) for other in loaded)
-    pinned = tuple(message for message in _messages(turn.log.pinned, corrupt) if message.role == "system")
+    loaded = [other for other in log.turns if other.id != turn.id or turn.replayed]
+    turns = tuple((tuple(_items(other.entries, corrupt)), other.state) for other in loaded)
+    pinned = tuple(_items(log.pinned, corrupt))
     if corrupt:
         logger.warning("conversation %s: entries %s cannot be decoded; the rest is loaded", turn.key.digest, corrupt)
-    return turns, pinned, tuple(corrupt)
+    return _Decoded(log, turns, pinned, tuple(corrupt))
 
 
-def _messages(entries: Iterable[StoredEntry], corrupt: list[int]) -> Iterable[Message]:
+def _items(entries: Iterable[StoredEntry], corrupt: list[int]) -> Iterable[Message | Edit]:
     for stored in entries:
         try:
-            yield from decode_messages(stored.entry.body)
+            yield from decode_body(stored.entry.body)
         except ValueError:
             corrupt.append(stored.n)

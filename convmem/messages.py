@@ -201,6 +201,7 @@ class Message(_Frozen):
     metadata: dict[Text, Any] = Field(default_factory=dict)
     extras: dict[Text, Any] = Field(default_factory=dict)
     _state: State = PrivateAttr(default="complete")
+    _archived: bool = PrivateAttr(default=False)
 
     @classmethod
     def user(cls, content: str | Sequence[Part], **fields: Any) -> Message:
@@ -234,6 +235,19 @@ class Message(_Frozen):
         """What became of the turn it stands in, at the time of loading: derived, never stored, not part of equality."""
         return self._state
 
+    @property
+    def archived(self) -> bool:
+        """Whether an edit took it out of a framework's active queue. Derived and no part of equality, as `state` is."""
+        return self._archived
+
+    def in_archive(self) -> Message:
+        """Return this message as one that was archived."""
+        if self._archived:
+            return self
+        message = self.model_copy()
+        message._archived = True  # noqa: SLF001 - its own kind
+        return message
+
     def in_state(self, state: State) -> Message:
         """Return this message as part of a turn in that state."""
         if state == self._state:
@@ -251,6 +265,59 @@ class Message(_Frozen):
         return hash(self.id)
 
 
+class Edit(_Frozen):
+    """A change to what was said before it. It stands in the log behind the messages it is about, and rewrites none of them.
+
+    Attributes:
+        action: `hide` takes messages out of sight; `archive` marks them, and they stay in sight (`Message.archived`).
+        ids: Of the messages.
+        before: Also everything said before it: what is not archived (`active`), what is (`archived`), or both (`all`).
+    """
+
+    action: Literal["hide", "archive"]
+    ids: Annotated[tuple[Text, ...], BeforeValidator(_tuple)] = ()
+    before: Literal["active", "archived", "all"] | None = None
+
+    @property
+    def begins_anew(self) -> bool:
+        """Whether nothing said before it stays in sight, but what is archived."""
+        return self.action == "hide" and self.before in ("active", "all")
+
+    def concerns(self, message: Message) -> bool:
+        """Return whether it is about this message, said before it."""
+        if message.id in self.ids or self.before == "all":
+            return True
+        return self.before is not None and message.archived == (self.before == "archived")
+
+
+def edited(turns: Iterable[Iterable[Message | Edit]]) -> list[list[Message]]:
+    """Return the messages of each turn that are in sight, once every edit was applied to what stands before it."""
+    seen: list[list[Message]] = []
+    for turn in turns:
+        seen.append([])
+        for item in turn:
+            if isinstance(item, Message):
+                seen[-1].append(item)
+                continue
+            for said in seen:
+                said[:] = _applied(item, said)
+    return seen
+
+
+def _applied(edit: Edit, said: list[Message]) -> list[Message]:
+    if edit.action == "hide":
+        return [message for message in said if not edit.concerns(message)]
+    return [message.in_archive() if edit.concerns(message) else message for message in said]
+
+
+def encode_edit(edit: Edit) -> bytes:
+    """Return one edit as JSON in UTF-8; it stands in the body of an entry as a message does."""
+    document: dict[str, Any] = {"edit": edit.action, "ids": [_pack_text(identifier) for identifier in edit.ids]}
+    if edit.before is not None:
+        document["before"] = edit.before
+    return _json(document)
+
+
 def encode_message(message: Message) -> bytes:
     """Return one message as JSON in UTF-8.
 
@@ -266,7 +333,12 @@ def encode_messages(encoded: Iterable[bytes]) -> bytes:
 
 
 def decode_messages(body: bytes) -> list[Message]:
-    """Return the messages of an entry's body.
+    """Return the messages of an entry's body, without its edits. Errors as in `decode_body`."""
+    return [item for item in decode_body(body) if isinstance(item, Message)]
+
+
+def decode_body(body: bytes) -> list[Message | Edit]:
+    """Return the messages and edits of an entry's body, in order.
 
     Fields this version does not know are left out of what it returns; the stored body is never rewritten.
 
@@ -278,7 +350,7 @@ def decode_messages(body: bytes) -> list[Message]:
         if not isinstance(documents, list):
             msg = "not a list of messages"
             raise ValueError(msg)  # noqa: TRY004 - one kind of error for every damage
-        return [_message(document) for document in documents]
+        return [_edit(document) if "edit" in document else _message(document) for document in documents]
     except (ValidationError, InvalidMessage, KeyError, TypeError, AttributeError, RecursionError) as error:
         msg = f"not a list of messages: {type(error).__name__}"
         raise ValueError(msg) from error
@@ -342,6 +414,10 @@ def _message(document: dict[str, Any]) -> Message:
     )
     fields["created_at"] = datetime.fromisoformat(fields["created_at"])
     return Message(**fields)
+
+
+def _edit(document: dict[str, Any]) -> Edit:
+    return Edit(action=document["edit"], ids=tuple(map(_unpack, document["ids"])), before=document.get("before"))
 
 
 _KNOWN = frozenset(Message.model_fields)

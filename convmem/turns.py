@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import warnings
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
@@ -31,7 +32,7 @@ from convmem.exceptions import (
 )
 from convmem.identifiers import new_id, new_token
 from convmem.keys import SessionKey
-from convmem.messages import Message, encode_message, encode_messages
+from convmem.messages import Edit, Message, encode_edit, encode_message, encode_messages
 from convmem.stores.base import Appended, Entry, Head, Kind, Lease, Log, Outcome, Store
 from convmem.turnstile import Turnstile
 from convmem.windows import Window
@@ -62,6 +63,15 @@ class Rules:
     max_message_bytes: int = 8 * 2**20
     max_turn_bytes: int = 16 * 2**20
     max_turn_messages: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    """A message or an edit on its way to the store; `pins` says that its entry is to be loaded with every window."""
+
+    item: Message | Edit
+    encoded: bytes
+    pins: bool
 
 
 class Ledger:
@@ -108,7 +118,7 @@ class Turn:
     Attributes:
         log: What was loaded at the beginning; an empty one for a conversation known to be new.
         head: Where the log ends as far as this turn knows.
-        messages: What was appended in this turn, stored or not.
+        said: The messages and edits of this turn in order, stored or not.
         replayed: This turn had been completed before; nothing of it is stored again.
         refused: Why the store refused a write of this turn, after which it has ended.
         ended: Whether nothing can be appended any more.
@@ -121,7 +131,7 @@ class Turn:
         self.id = turn_id or new_id()
         self.log = Log()
         self.head = Head()
-        self.messages: list[Message] = []
+        self.said: list[Message | Edit] = []
         self.replayed = False
         self.refused: ConvmemError | None = None
         self.ended = False
@@ -131,14 +141,21 @@ class Turn:
         self._epoch = new_token()
         self._inside = False
         self._leased = False
-        self._staged: list[tuple[Message, bytes]] = []
+        self._staged: list[_Staged] = []
+        self._staging = threading.Lock()
         self._pending: Entry | None = None
         self._bytes = 0
-        self._counted = False
+        self._stored = False
+        self._counted = self._will_count = False
         self._supersedes = False
         self._one_at_a_time = asyncio.Lock()
         self._beat: asyncio.TimerHandle | None = None
         self._deadline = float("inf")
+
+    @property
+    def messages(self) -> list[Message]:
+        """What was appended in this turn, stored or not, whether an edit hides it or not."""
+        return [item for item in self.said if isinstance(item, Message)]
 
     # Beginning
 
@@ -212,6 +229,10 @@ class Turn:
         self.replayed = found is not None and found.state == "complete"
         self._supersedes = found is not None and found.visible
 
+    async def read(self) -> Log:
+        """Return the whole log as it is now, whatever the window; this turn stands where it stood."""
+        return self.log if self._kept_nowhere else await self.ledger.store.load(self.key)
+
     def _judge(self, claimed: Head | None) -> None:
         error = self.ledger.evidence.against(self.key, self.log, claimed)
         if error is not None:
@@ -219,10 +240,11 @@ class Turn:
 
     # Appending
 
-    def stage(self, messages: Sequence[Message], *, limited: bool = True) -> None:
-        """Append messages, all or none: encode them now, store them with the next save.
+    def stage(self, said: Sequence[Message | Edit], *, limited: bool = True, pins: bool = False) -> None:
+        """Append messages and edits, all or none: encode them now, store them with the next save, in one entry.
 
-        A message whose id is already in this turn is left out. `limited=False` is for text already counted by a recording.
+        A message whose id is already in this turn is left out. `limited=False` is for text already counted by a recording;
+        `pins=True` is for an edit that hides a system message, which must be loaded wherever that message would be.
 
         Raises:
             InvalidMessage: One cannot be stored and read back equal.
@@ -232,28 +254,50 @@ class Turn:
         if self.ended:
             msg = "This turn has ended; append in `async with conversation.turn():`, which opens another one."
             raise TurnClosed(msg)
-        known = {message.id for message in self.messages}
-        new: dict[str, Message] = {}
-        for message in messages:
-            if message.id not in known:
-                new.setdefault(message.id, message)
-        staged = [(message, encode_message(message)) for message in new.values()]
-        size = self._bytes + sum(len(encoded) for _, encoded in staged)
+        with self._staging:
+            self._stage(said, limited=limited, pins=pins)
+
+    def _stage(self, said: Sequence[Message | Edit], *, limited: bool, pins: bool) -> None:
+        staged = [_staged(item, pins=pins) for item in self._new(said)]
+        size = self._bytes + sum(len(one.encoded) for one in staged)
         if limited:
             rules = self.ledger.rules
-            _limit("CONVMEM_MAX_MESSAGE_BYTES", rules.max_message_bytes, max((len(encoded) for _, encoded in staged), default=0))
+            _limit("CONVMEM_MAX_MESSAGE_BYTES", rules.max_message_bytes, max((len(one.encoded) for one in staged), default=0))
             _limit("CONVMEM_MAX_TURN_BYTES", rules.max_turn_bytes, size)
-            _limit("CONVMEM_MAX_TURN_MESSAGES", rules.max_turn_messages, len(self.messages) + len(staged))
-        for message, _ in staged:
-            self._warn_if_said(message)
-            self.messages.append(message)
+            _limit("CONVMEM_MAX_TURN_MESSAGES", rules.max_turn_messages, len(self.said) + len(staged))
+        for one in staged:
+            self._warn_if_said(one.item)
+            self.said.append(one.item)
         self._bytes = size
         self._staged += staged
 
-    def _warn_if_said(self, message: Message) -> None:
-        if message.text and any((message.role, message.content) == (other.role, other.content) for other in self.messages):
-            msg = "The same text was appended twice in one turn; does an adapter append what the handler appends too?"
-            warnings.warn(msg, RepeatedTextWarning, stacklevel=5)
+    def _new(self, said: Sequence[Message | Edit]) -> list[Message | Edit]:
+        known = {message.id for message in self.messages}
+        new: list[Message | Edit] = []
+        for item in said:
+            if isinstance(item, Message):
+                if item.id in known:
+                    continue
+                known.add(item.id)
+            new.append(item)
+        return new
+
+    def _warn_if_said(self, item: Message | Edit) -> None:
+        if not isinstance(item, Message) or not item.text:
+            return
+        for other in reversed(self.said):
+            if isinstance(other, Edit):
+                if other.begins_anew:
+                    return
+            elif (item.role, item.content) == (other.role, other.content):
+                msg = "The same text was appended twice in one turn; does an adapter append what the handler appends too?"
+                warnings.warn(msg, RepeatedTextWarning, stacklevel=6)
+                return
+
+    def _take_staged(self) -> list[_Staged]:
+        with self._staging:
+            staged, self._staged = self._staged, []
+            return staged
 
     def holds(self, token: str) -> bool:
         """Return whether this is the token of this turn's lease."""
@@ -286,7 +330,7 @@ class Turn:
     async def delete(self) -> bool:
         """End the conversation's life, and with it this turn; return whether there was one."""
         existed = await self.ledger.finish(self._locked(self.ledger.store.delete(self.key)))
-        self._staged.clear()
+        self._take_staged()
         self._pending = None
         self.ledger.evidence.forget(self.key)
         self.log, self.head = Log(), Head()
@@ -312,7 +356,7 @@ class Turn:
     async def abandon(self) -> None:
         """End the turn and store nothing more. Raises nothing."""
         if not self.ended:
-            self._staged.clear()
+            self._take_staged()
             self._pending = None
             await self.ledger.finish(self._end(closing=False))
 
@@ -352,12 +396,12 @@ class Turn:
         if self.refused is not None:
             raise self.refused
         if self._kept_nowhere:
-            self._staged, self._pending, self._counted = [], None, False
+            self._take_staged()
+            self._pending, self._stored, self._counted = None, False, False
         if self._pending is not None:
             await self._append(self._pending)
-        if self._staged or (closing and self._counted):
-            staged, self._staged = self._staged, []
-            await self._append(self._entry(staged, closing=closing), release=release)
+        if self._staged or (closing and self._stored):
+            await self._append(self._entry(self._take_staged(), closing=closing), release=release)
         elif release:
             await self._release_quietly()
 
@@ -377,7 +421,8 @@ class Turn:
         match appended.outcome:
             case Outcome.STORED | Outcome.DUPLICATE:
                 self.head = appended.head
-                self._counted = entry.kind is Kind.TURN
+                self._stored = entry.kind is Kind.TURN
+                self._counted = self._stored and self._will_count
                 self._supersedes = False
                 self.ledger.evidence.remember(self.key, self.head)
             case Outcome.CONFLICT:
@@ -406,7 +451,7 @@ class Turn:
     async def _refuse(self, error: ConvmemError) -> None:
         """End the turn after a refusal, unless another attempt has completed it: then it is replayed."""
         self._pending = None
-        self._staged.clear()
+        self._take_staged()
         if self._leased:
             await self._release_quietly()
         self._end_now()
@@ -417,20 +462,28 @@ class Turn:
         self.refused = error
         raise error
 
-    def _entry(self, staged: list[tuple[Message, bytes]], *, closing: bool) -> Entry:
+    def _entry(self, staged: list[_Staged], *, closing: bool) -> Entry:
         n, head = self.head.n + 1, self.head
-        has_system = any(message.role == "system" for message, _ in staged)
+        turns, counted = head.turns, self._counted or self._supersedes
+        pinned, pins = head.pinned, False
+        for one in staged:
+            if isinstance(one.item, Edit) and one.item.begins_anew:
+                turns, counted, pinned, pins = 0, False, (), False
+            if isinstance(one.item, Message) and not counted:
+                turns, counted = turns + 1, True
+            pins = pins or one.pins
+        self._will_count = counted
         return Entry(
             id=new_id(),
             turn=self.id,
             token=self._token,
             epoch=head.epoch or self._epoch,
-            body=encode_messages(encoded for _, encoded in staged),
-            count=len(staged),
+            body=encode_messages(one.encoded for one in staged),
+            count=sum(isinstance(one.item, Message) for one in staged),
             closing=closing,
-            turns=head.turns + (0 if self._counted or self._supersedes else 1),
+            turns=turns,
             start=head.start,
-            pinned=(*head.pinned, n)[-_PINNED:] if has_system else head.pinned,
+            pinned=(*pinned, n)[-_PINNED:] if pins else pinned,
         )
 
     def _reset_entry(self) -> Entry:
@@ -453,6 +506,12 @@ class Turn:
         if not self.ended:
             with suppress(StoreUnavailable):
                 await self.ledger.store.renew(self.key, Lease(self._token, self.ledger.rules.lease), self.head)
+
+
+def _staged(item: Message | Edit, *, pins: bool) -> _Staged:
+    if isinstance(item, Edit):
+        return _Staged(item, encode_edit(item), pins)
+    return _Staged(item, encode_message(item), item.role == "system")
 
 
 def _limit(setting: str, allowed: int, actual: int) -> None:
