@@ -379,7 +379,7 @@ def _load_block(native: dict[str, Any]) -> Any:
 
 def _patched(block: Any, fields: dict[str, Any]) -> Any:
     """Return a block with some fields replaced by what was kept of them."""
-    if not fields:
+    if not fields or not set(fields) <= {*type(block).model_fields, "path_is_text"}:
         return block
     try:
         return _load_block({**_dump_block(block), **fields})
