@@ -7,6 +7,7 @@ from enum import Enum
 from pathlib import Path
 
 import pytest
+from convmem_llamaindex import from_llamaindex, to_llamaindex
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 from llama_index.core.base.llms.types import (
     AudioBlock,
@@ -27,7 +28,6 @@ from pydantic import BaseModel
 
 from convmem import AudioPart, Citation, FilePart, ImagePart, InvalidMessage, Message, ReasoningPart, TextPart, ToolCall
 from convmem.messages import decode_messages, encode_message, encode_messages
-from convmem_llamaindex import from_llamaindex, to_llamaindex
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(40))
 STRANGE = "caf\u00e9 \x00 \ud800 \U0001f600"
@@ -178,7 +178,9 @@ NEUTRAL = {
     "image": Message.user([ImagePart(url="https://x.org/a.png"), ImagePart(data=PNG, media_type="image/png")]),
     "url that is none": Message.user([ImagePart(url="not a url")]),
     "audio": Message.user([AudioPart(data=b"a", media_type="audio/mpeg")]),
-    "file": Message.user([FilePart(data=b"a", media_type="text/plain", name="a.txt"), FilePart(url="https://x.org/v", media_type="video/mp4")]),
+    "file": Message.user(
+        [FilePart(data=b"a", media_type="text/plain", name="a.txt"), FilePart(url="https://x.org/v", media_type="video/mp4")]
+    ),
     "reasoning": Message.assistant([ReasoningPart(text="hm", signature="s"), TextPart(text="so")]),
     "strange": Message.user(STRANGE),
 }
@@ -305,7 +307,9 @@ dicts = st.dictionaries(texts, values, max_size=4)
 types = st.sampled_from([None, "image/png", "application/octet-stream", "video/mp4", "x", ""])
 formats = st.sampled_from([None, "mp3", "mpeg", "wav", "ogg", "", "octet-stream"])
 data = st.none() | st.binary(max_size=12) | st.just(PNG)
-urls = st.sampled_from([None, "https://example.org", "https://example.org/a.mp3", "HTTP://EXAMPLE.org/%7Ea?b#c", "data:image/png;base64,aGk="])
+urls = st.sampled_from(
+    [None, "https://example.org", "https://example.org/a.mp3", "HTTP://EXAMPLE.org/%7Ea?b#c", "data:image/png;base64,aGk="]
+)
 text_blocks = st.builds(TextBlock, text=texts)
 image_blocks = st.builds(ImageBlock, image=data, url=urls, image_mimetype=types, detail=st.none() | texts)
 document_blocks = st.builds(
