@@ -66,6 +66,11 @@ class Conversation:
         """Its address, for `open_conversation` in a job that goes on with it."""
         return self._work.used.key
 
+    @property
+    def store(self) -> Store:
+        """Where it is kept, for `open_conversation` and `conversations` in code that is handed a conversation."""
+        return self.ledger.store
+
     # What was said
 
     @property

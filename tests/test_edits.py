@@ -170,4 +170,4 @@ async def test_an_edit_comes_back_from_its_body():
     assert decode_body(body) == [message, edit]
     assert decode_messages(body) == [message]
     with pytest.raises((ValueError, InvalidMessage)):
-        Edit(action="burn")
+        Edit(action="burn")  # type: ignore[arg-type]

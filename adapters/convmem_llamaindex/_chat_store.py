@@ -135,7 +135,7 @@ class ConversationChatStore(AsyncDBChatStore):
             return await work(conversation)
 
         async def there() -> T:
-            async with open_conversation(other, store=conversation.ledger.store) as opened:
+            async with open_conversation(other, store=conversation.store) as opened:
                 if writes and opened.is_new:
                     _warn(conversation, key)
                 return await work(opened)
@@ -171,7 +171,7 @@ async def session_ids(conversation: Conversation) -> list[str]:
     found: list[str] = []
     after: str | None = None
     while True:
-        page = await conversations(conversation.owner, tenant=conversation.key.tenant, store=conversation.ledger.store, after=after)
+        page = await conversations(conversation.owner, tenant=conversation.key.tenant, store=conversation.store, after=after)
         found += [item.session_id for item in page.items]
         after = page.after
         if after is None:

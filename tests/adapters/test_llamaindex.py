@@ -38,6 +38,7 @@ from llama_index.core.storage.chat_store.base_db import MessageStatus
 from convmem import (
     Conversation,
     ConversationMiddleware,
+    ImagePart,
     InvalidIdentity,
     MemoryStore,
     Message,
@@ -420,6 +421,7 @@ class TestSyncStore:
                 buffer = ChatMemoryBuffer.from_defaults(chat_store=ConversationSyncChatStore(), token_limit=1000, tokenizer_fn=words)
                 await buffer.aput(user(text))
         async with open_conversation(KEY, store=any_store):
+            buffer = ChatMemoryBuffer.from_defaults(chat_store=ConversationSyncChatStore(), token_limit=1000, tokenizer_fn=words)
             assert said(await buffer.aget()) == ["one", "two"]
             assert said(buffer.get()) == ["one", "two"]
 
@@ -657,7 +659,7 @@ class TestRequests:
         async def chat(text: str) -> str:
             memory = Memory.from_defaults(session_id="user-42", token_limit=3000)
             answer = str(await SimpleChatEngine.from_defaults(llm=model, memory=memory).achat(text))
-            await memory.sql_store._async_engine.dispose()  # which the usual code leaves out
+            await memory.sql_store._async_engine.dispose()  # type: ignore[attr-defined]  # which the usual code leaves out
             return answer
 
         app = FastAPI()
@@ -706,7 +708,7 @@ class TestAcrossFrameworks:
             await memory.aput(ChatMessage(role=USER, blocks=[TextBlock(text="and this?"), ImageBlock(image=b"\x89PNG\r\n\x1a\n")]))
         async with open_conversation(KEY, store=any_store) as conversation:
             assert conversation.messages[2].extras == {"langchain": {"id": "run-1"}}
-            assert conversation.messages[-1].content[1].media_type == "image/png"
+            assert conversation.messages[-1].content[1] == ImagePart(data=b"\x89PNG\r\n\x1a\n", media_type="image/png")
             assert to_llamaindex(conversation.messages) == await memory_for().aget()
 
     async def test_a_call_without_its_result_is_not_shown_to_the_model(self, any_store):

@@ -82,7 +82,9 @@ CORPUS = {
         role="assistant",
         blocks=[
             TextBlock(text="It is so."),
-            CitationBlock(cited_content="so", source="https://x.org", title="t", additional_location_info={"page": 3, "start": 1}),
+            CitationBlock(
+                cited_content=TextBlock(text="so"), source="https://x.org", title="t", additional_location_info={"page": 3, "start": 1}
+            ),
         ],
     ),
     "citation of an image": ChatMessage(
@@ -264,7 +266,7 @@ def containing_itself() -> dict:
         (ChatMessage(blocks=[ToolCallBlock(tool_name="f", tool_kwargs={"s": {1}})]), "blocks[0].tool_kwargs.s"),
         (ChatMessage(blocks=[ImageBlock(image=io.StringIO("x"))]), "blocks[0].image"),
         (ChatMessage("x", additional_kwargs=containing_itself()), "message"),
-        (Own("x", extra=1), "message"),
+        (Own(extra=1), "message"),
     ],
 )
 def test_what_would_not_come_back_is_refused_by_name(message, field):
