@@ -13,6 +13,7 @@ from convmem_llamaindex._memory import memory_for
 from convmem_llamaindex._messages import from_llamaindex, to_llamaindex
 from convmem_llamaindex._portal import sync_conversation
 from convmem_llamaindex._queue import NewConversationWarning
+from convmem_llamaindex._streaming import stream_answer
 from convmem_llamaindex._sync_chat_store import ConversationSyncChatStore
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "NewConversationWarning",
     "from_llamaindex",
     "memory_for",
+    "stream_answer",
     "sync_conversation",
     "to_llamaindex",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.memory.types import DEFAULT_CHAT_STORE_KEY
@@ -39,6 +39,10 @@ class ConversationChatStore(AsyncDBChatStore):
     def __init__(self, conversation: Conversation | None = None) -> None:
         super().__init__()
         self._conversation = conversation
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Return a store over the same conversation, which is one however many stores there are."""
+        return type(self)(self._conversation)
 
     @classmethod
     def class_name(cls) -> str:

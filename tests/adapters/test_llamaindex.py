@@ -1,6 +1,7 @@
 """LlamaIndex over a conversation: its memories, agents and chat engines remember, and lose nothing on the way."""
 
 import asyncio
+import copy
 import secrets
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from convmem_llamaindex import (
     NewConversationWarning,
     _queue,
     memory_for,
+    stream_answer,
     sync_conversation,
     to_llamaindex,
 )
@@ -26,9 +29,9 @@ from fastapi import FastAPI, Response
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent
-from llama_index.core.base.llms.types import ChatMessage, ImageBlock, MessageRole, TextBlock, ToolCallBlock
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, ImageBlock, MessageRole, TextBlock, ToolCallBlock
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine, SimpleChatEngine
-from llama_index.core.llms.mock import MockFunctionCallingLLM
+from llama_index.core.llms.mock import MockFunctionCallingLLM, MockLLM
 from llama_index.core.memory import ChatMemoryBuffer, ChatSummaryMemoryBuffer, Memory
 from llama_index.core.memory.memory import BaseMemoryBlock
 from llama_index.core.retrievers import BaseRetriever
@@ -134,6 +137,26 @@ class Model(MockFunctionCallingLLM):
             return ChatMessage(role=ASSISTANT, content=f"answer to {last.content}")
 
         super().__init__(response_generator=answer, is_chat_model=True)
+
+
+class Slow(MockLLM):
+    """A model that takes its time between words, and may break off after the first."""
+
+    breaks: bool = False
+
+    def __init__(self, *, breaks: bool = False) -> None:
+        super().__init__(is_chat_model=True)
+        self.breaks = breaks
+
+    async def astream_chat(self, messages, **kwargs):
+        async def words():
+            for word in ("one ", "two ", "three"):
+                yield ChatResponse(message=ChatMessage(role=ASSISTANT, content=""), delta=word)
+                await asyncio.sleep(0.02)
+                if self.breaks:
+                    raise ConnectionError("the model is down")
+
+        return words()
 
 
 def weather(city: str) -> str:
@@ -335,6 +358,13 @@ class TestMemory:
             message.blocks.append(TextBlock(text="more"))
             assert await memory.aget() == [user("hello")]
 
+    async def test_a_copy_of_a_memory_is_over_the_same_conversation(self, any_store):
+        """Frameworks copy what they are given."""
+        async with open_conversation(KEY, store=any_store):
+            memory = memory_for()
+            await copy.deepcopy(memory).aput(user("hello"))
+            assert said(await memory.aget()) == ["hello"]
+
     async def test_what_does_not_fit_the_owner_is_refused(self, any_store):
         """A key is an id of the owner's, never an address of somebody else's."""
         async with open_conversation(KEY, store=any_store):
@@ -502,6 +532,46 @@ class TestCallsWithoutALoop:
         async with open_conversation(KEY, store=any_store) as conversation:
             texts = [message.text for message in conversation.messages]
         assert sorted(texts) == sorted(f"{i} {j}" for i in range(8) for j in range(10))
+
+
+@pytest.mark.asyncio
+class TestStreams:
+    """A streamed answer, as far as it came."""
+
+    @pytest.mark.parametrize("whole", [True, False])
+    async def test_what_arrived_is_kept_when_the_client_leaves(self, whole, any_store):
+        """P12: the reader saw it, so it is there when the page is loaded again."""
+        async with open_conversation(KEY, store=any_store) as conversation:
+            answer = await SimpleChatEngine.from_defaults(llm=Slow(), memory=memory_for()).astream_chat("question")
+            async with aclosing(stream_answer(answer)) as pieces:
+                async for piece in pieces:
+                    if not whole:
+                        assert piece == "one "
+                        break
+            said_here = [message.text for message in conversation.new_messages]
+            assert said_here == (["question", "one two three"] if whole else ["question", "one "])
+            await conversation.interrupt()
+        assert await visible(any_store) == said_here
+
+    @pytest.mark.parametrize("way", ["cancelled", "broken"])
+    async def test_what_arrived_is_kept_when_the_stream_is_cut(self, way, any_store):
+        """A server that shuts down cancels; a model that is down raises."""
+        async with open_conversation(KEY, store=any_store) as conversation:
+            answer = await SimpleChatEngine.from_defaults(llm=Slow(breaks=way == "broken"), memory=memory_for()).astream_chat("question")
+            arrived = asyncio.Event()
+
+            async def read() -> None:
+                async for _ in stream_answer(answer):
+                    arrived.set()
+
+            reading = asyncio.create_task(read())
+            await arrived.wait()
+            if way == "cancelled":
+                reading.cancel()
+                answer.awrite_response_to_history_task.cancel()
+            with pytest.raises((asyncio.CancelledError, ConnectionError)):
+                await reading
+            assert [message.text for message in conversation.new_messages] == ["question", "one "]
 
 
 class TestWithoutALoop:
