@@ -264,7 +264,8 @@ class Turn:
             rules = self.ledger.rules
             _limit("CONVMEM_MAX_MESSAGE_BYTES", rules.max_message_bytes, max((len(one.encoded) for one in staged), default=0))
             _limit("CONVMEM_MAX_TURN_BYTES", rules.max_turn_bytes, size)
-            _limit("CONVMEM_MAX_TURN_MESSAGES", rules.max_turn_messages, len(self.said) + len(staged))
+            more = sum(isinstance(one.item, Message) for one in staged)
+            _limit("CONVMEM_MAX_TURN_MESSAGES", rules.max_turn_messages, len(self.messages) + more)
         for one in staged:
             self._warn_if_said(one.item)
             self.said.append(one.item)

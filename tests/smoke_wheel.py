@@ -38,6 +38,10 @@ def main():
         told = subprocess.run([command(plain), "demo"], cwd=outside, env=clean(), capture_output=True, text=True, check=False)
         assert told.returncode == 2, told
         assert 'pip install "convmem[demo]"' in told.stderr, told.stderr
+        told = subprocess.run(
+            [str(plain), "-c", "import convmem_llamaindex"], cwd=outside, env=clean(), capture_output=True, text=True, check=False
+        )
+        assert 'pip install "convmem[llamaindex]"' in told.stderr, told.stderr
         print("plain wheel: imports nothing, names the install line")
 
         full = environment(tools, outside / "demo", f"{wheel}[demo]")

@@ -41,7 +41,8 @@ def test_the_wheel_holds_the_package_and_nothing_of_the_checkout(wheel):
     """The editable install puts the whole checkout on the path; only the wheel shows what a user gets."""
     names = set(wheel.namelist())
     tops = {name.partition("/")[0] for name in names}
-    assert tops == {"convmem", INFO}
+    assert tops == {"convmem", "convmem_llamaindex", INFO}
+    assert {"convmem_llamaindex/__init__.py", "convmem_llamaindex/py.typed"} <= names
     assert {"convmem/__init__.py", "convmem/py.typed", "convmem/cli/__init__.py"} <= names
     assert f"{INFO}/licenses/LICENSE" in names
     assert "convmem/bootstrap.py" not in names
@@ -58,7 +59,7 @@ def test_every_extra_can_be_installed_by_its_name(wheel):
     """The install lines in the errors and in the docs name these."""
     metadata = wheel.read(f"{INFO}/METADATA").decode()
     extras = {line.removeprefix("Provides-Extra: ") for line in metadata.splitlines() if line.startswith("Provides-Extra: ")}
-    assert extras == {"all", "cli", "demo", "otel", "test"}
+    assert extras == {"all", "cli", "demo", "llamaindex", "otel", "test"}
     assert "License-Expression: MIT" in metadata
 
 
@@ -116,7 +117,8 @@ def clone(tmp_path):
     """A copy of the checkout without its environment, and a function that runs the base interpreter in it."""
     for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "convmem", tmp_path / "convmem", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("convmem", "adapters"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
 
     def run_base(*arguments, **options):
