@@ -55,6 +55,7 @@ from convmem import (
     open_conversation,
 )
 from convmem.messages import decode_messages
+from tests.asgi_client import world as world  # noqa: PLC0414 - a fixture
 
 KEY = SessionKey.for_user("42")
 ROOT = Path(__file__).resolve().parents[2]
@@ -552,6 +553,30 @@ class TestStreams:
             assert said_here == (["question", "one two three"] if whole else ["question", "one "])
             await conversation.interrupt()
         assert await visible(any_store) == said_here
+
+    @pytest.mark.parametrize("kept", [True, False])
+    async def test_a_client_that_leaves_a_stream_leaves_what_it_saw(self, kept, world):
+        """Through the middleware. The twin is the engine's own generator: what was seen is gone."""
+        leave = asyncio.Event()
+
+        async def chat(scope, receive, send):
+            answer = await SimpleChatEngine.from_defaults(llm=Slow(), memory=memory_for()).astream_chat("question")
+
+            async def pieces():
+                async with aclosing(stream_answer(answer) if kept else answer.async_response_gen()) as stream:
+                    async for piece in stream:
+                        yield piece
+                        leave.set()
+                        await asyncio.sleep(0)
+
+            await StreamingResponse(pieces())(scope, receive, send)
+
+        await world.serve(chat).post(leave=leave)
+        await world.at_rest()
+        assert await world.states() == ["interrupted"]
+        texts = await world.texts()
+        assert texts[0] == "user: question"
+        assert texts[1:] == (["assistant: one "] if kept else [])
 
     @pytest.mark.parametrize("way", ["cancelled", "broken"])
     async def test_what_arrived_is_kept_when_the_stream_is_cut(self, way, any_store):
