@@ -20,7 +20,7 @@ from convmem.exceptions import (
 from convmem.keys import SessionKey
 from convmem.messages import Edit, Message, State, decode_body, decode_messages, edited
 from convmem.recording import Recording, each
-from convmem.stores.base import Log, StoredEntry
+from convmem.stores.base import Log, Store, StoredEntry
 from convmem.turns import Turn
 from convmem.work import Work
 
@@ -69,7 +69,7 @@ class Conversation:
     @property
     def store(self) -> Store:
         """Where it is kept, for `open_conversation` and `conversations` in code that is handed a conversation."""
-        return self.ledger.store
+        return self._work.ledger.store
 
     # What was said
 
