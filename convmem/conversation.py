@@ -61,6 +61,7 @@ class Conversation:
     Attributes:
         degraded: Whether the store is down and the app runs without memory (``CONVMEM_ON_STORE_ERROR=degrade``): nothing is stored.
         ledger: The worker's side of it. Not for apps.
+        loop: The event loop its turn belongs to, for adapters of frameworks that call from threads. Not for apps.
         within: That of the request inside whose handler this one runs, when an app calls itself in process. Not for apps.
     """
 
@@ -71,6 +72,8 @@ class Conversation:
         self._gate = gate
         self.degraded = degraded
         self.within: Conversation | None = None
+        self.loop = asyncio.get_running_loop()
+        self._failure: ConvmemError | None = None
         self._recordings: list[Recording[Any]] = []
         self._viewed: tuple[Log, windows.View] | None = None
         self._decoded: tuple[Log, tuple[windows.Turn, ...], tuple[Message, ...], tuple[int, ...]] | None = None
@@ -263,6 +266,16 @@ class Conversation:
         recording.finished = True
         self._take(recording)
 
+    def fail(self, error: ConvmemError) -> None:
+        """Have this turn fail with that error where it would be stored: for adapters of frameworks that swallow what is raised.
+
+        The response becomes the error's own, or the end of the ``async with`` block raises it. The first error counts.
+        """
+        if self._failure is None:
+            self._failure = error
+        if self._gate is not None:
+            self._gate.raised(error)
+
     async def clear(self) -> None:
         """Begin the history anew. What was said before stays in the log until the conversation is deleted. Errors as in `save`."""
         with self._reporting():
@@ -317,6 +330,7 @@ class Conversation:
 
     async def keep(self) -> None:
         """Store what was appended, before a response without a length begins."""
+        self._raise_failure()
         if self._turn is not None and not self._turn.ended:
             await self._save(self._turn)
 
@@ -346,6 +360,9 @@ class Conversation:
 
     async def finish(self) -> None:
         """End the turn, whole. A recording that did not come to its end makes it an interrupted one."""
+        if self._failure is not None:
+            await self.break_off()
+            self._raise_failure()
         turn = self._turn
         if turn is None or turn.ended:
             return
@@ -377,6 +394,11 @@ class Conversation:
             await self.interrupt()
         else:
             await turn.abandon()
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     async def _save(self, turn: Turn) -> None:
         try:

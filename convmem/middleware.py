@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,7 +24,20 @@ _DRAIN_SECONDS = 5.0
 logger = logging.getLogger("convmem.middleware")
 
 
-class ConversationMiddleware:
+class _NotAnAgents:
+    """Says what to use instead to LangChain's ``create_agent``, which looks here for the hooks of a middleware of its own kind."""
+
+    def __get__(self, instance: object, owner: type) -> NoReturn:
+        """Raise what `hasattr` takes for a plain no."""
+        msg = "ConversationMiddleware goes around an app; an agent's is another: from convmem_langchain import MemoryMiddleware"
+        raise AttributeError(msg)
+
+
+class _AroundApps(type):
+    wrap_tool_call = _NotAnAgents()
+
+
+class ConversationMiddleware(metaclass=_AroundApps):
     """Gives every request its conversation: loaded before the handler runs, stored before the client sees the end.
 
     Wraps any ASGI app. Constructing it does and checks nothing; the settings are checked when the server starts (lifespan), or

@@ -304,9 +304,7 @@ _FORMS: dict[str, Callable[[Part], dict[str, Any] | None]] = {
     "v0": _v0,
     "openai": _openai,
     "anthropic": _anthropic,
-    "openai-flat": lambda part: (
-        {"type": "image_url", "image_url": part.url} if isinstance(part, ImagePart) and part.data is None else None
-    ),
+    "openai-flat": lambda part: {"type": "image_url", "image_url": part.url} if isinstance(part, ImagePart) and part.data is None else None,
     "text-plain": lambda part: {"type": "text-plain", "text": part.text} if isinstance(part, TextPart) else None,
     "video": lambda part: {"type": "video", **_source(part, "base64", "mime_type")} if isinstance(part, FilePart) else None,
 }

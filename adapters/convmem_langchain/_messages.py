@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 from langchain_core.messages import (
     AIMessage,
@@ -104,11 +104,11 @@ def chunk_text(chunk: object) -> str | None:
 # From LangChain
 
 
-def _neutral(message: BaseMessage) -> Message:
-    if not isinstance(message, BaseMessage):
+def _neutral(given: object) -> Message:
+    if not isinstance(given, BaseMessage):
         field = "from_langchain(message)"
-        raise InvalidMessage(field, f"a {type(message).__name__} is no LangChain message; use HumanMessage(text), AIMessage(text), …")
-    message = _whole(message)
+        raise InvalidMessage(field, f"a {type(given).__name__} is no LangChain message; use HumanMessage(text), AIMessage(text), …")
+    message = _whole(given)
     kind = _kind(type(message))
     content, entries = to_parts(message.content)
     calls, natives = _calls(message)
@@ -191,6 +191,7 @@ def _calls(message: BaseMessage) -> tuple[list[ToolCall], list[Any]]:
     invalid = [(call, f"invalid_tool_calls[{i}]") for i, call in enumerate(message.invalid_tool_calls)]
     calls: list[ToolCall] = []
     natives: list[Any] = []
+    native: Any
     for native, field in (*valid, *invalid):
         call = _call(native, field)
         calls.append(call)
@@ -285,10 +286,10 @@ def _foreign(message: Message) -> BaseMessage:
     return AIMessage.model_construct(**fields, **_native_calls(message, {}))
 
 
-def _native_calls(message: Message, extras: dict[str, Any]) -> dict[Literal["tool_calls", "invalid_tool_calls"], list[Any]]:
+def _native_calls(message: Message, extras: dict[str, Any]) -> dict[str, Any]:
     """Return the calls in LangChain's form. Which of them are there is what the message says: a window may have left some out."""
     kept = [unpack(native) for native in extras.get("calls", ())]
-    calls: dict[Literal["tool_calls", "invalid_tool_calls"], list[Any]] = {"tool_calls": [], "invalid_tool_calls": []}
+    calls: dict[str, list[Any]] = {"tool_calls": [], "invalid_tool_calls": []}
     if extras and _is_old(message, extras):
         return calls
     for call in message.tool_calls:
@@ -325,18 +326,19 @@ def _class(path: str | None, kind: str) -> type[BaseMessage]:
     """Return an app's own class if this process has it, else LangChain's. Nothing is imported because a store says so."""
     if path is None:
         return _KINDS[kind]
-    found = [cls for cls in (BaseMessage, *_derived(BaseMessage)) if _path(cls) == path]
-    if found:
-        return found[-1]
+    for cls in _derived(BaseMessage):
+        if _path(cls) == path:
+            return cls
     msg = f"a stored message is a {path}, which is not imported here; it is read as {_KINDS[kind].__name__}"
     warnings.warn(msg, UnknownMessageClassWarning, stacklevel=2)
     return _KINDS[kind]
 
 
 def _derived(cls: type[BaseMessage]) -> Iterator[type[BaseMessage]]:
-    for derived in cls.__subclasses__():
-        yield derived
+    """Yield the class and all that derive from it, the newest first: a notebook's cell that ran twice has made two."""
+    for derived in reversed(cls.__subclasses__()):
         yield from _derived(derived)
+    yield cls
 
 
 __all__ = ["UnknownMessageClassWarning", "chunk_text", "from_langchain", "to_langchain"]

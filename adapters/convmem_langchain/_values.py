@@ -20,7 +20,7 @@ from convmem import InvalidMessage
 _TAG = "lc:type"
 
 
-def pack(value: object, field: str) -> Any:
+def pack(value: object, field: str) -> Any:  # noqa: PLR0911 - one for each kind of value
     """Return the storable form of a value.
 
     Text, numbers and booleans of a subclass, such as members of an enumeration of strings, become plain ones; they stay equal.
