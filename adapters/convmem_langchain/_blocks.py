@@ -10,7 +10,7 @@ from __future__ import annotations
 import binascii
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from convmem import AudioPart, Citation, FilePart, ImagePart, InvalidMessage, Part, ReasoningPart, TextPart
 
@@ -20,7 +20,7 @@ Content: TypeAlias = str | list[str | dict[Any, Any]]
 Block: TypeAlias = str | dict[Any, Any]
 Media: TypeAlias = ImagePart | AudioPart | FilePart
 
-TOOL_BLOCKS = frozenset({"tool_call", "tool_call_chunk", "invalid_tool_call", "tool_use", "function_call"})
+TOOL_BLOCKS = ("tool_call", "tool_call_chunk", "invalid_tool_call", "tool_use", "function_call")
 """Blocks that repeat what stands in ``tool_calls``."""
 _MEDIA: dict[str, type[Media]] = {"image": ImagePart, "audio": AudioPart, "file": FilePart, "video": FilePart, "document": FilePart}
 
@@ -86,7 +86,8 @@ def names_calls(content: object) -> bool:
 
 def _call_of(block: Block) -> str | None:
     if isinstance(block, dict) and block.get("type") in TOOL_BLOCKS:
-        return cast("str | None", block.get("call_id") or block.get("id"))
+        call = block.get("call_id") or block.get("id")
+        return call if isinstance(call, str) else None
     return None
 
 

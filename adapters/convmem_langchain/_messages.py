@@ -128,6 +128,7 @@ def _neutral(given: object) -> Message:
         extras["calls"] = natives
     if calls and (names_calls(message.content) or _repeats_calls(message)):
         extras["call_ids"] = [call.id for call in calls]
+    needs_mark = kind == "ai" and not isinstance(content, str)  # else it would be told to be in the standard form
     named = {"id": str(message.id)} if message.id else {}
     neutral = Message(
         role=_role(message, kind),
@@ -135,7 +136,7 @@ def _neutral(given: object) -> Message:
         tool_calls=tuple(calls),
         tool_call_id=_answers(message),
         name=None if message.name is None else str.__str__(message.name),
-        extras={NAME: extras} if extras else {},
+        extras={NAME: extras} if extras or needs_mark else {},
         **named,  # type: ignore[arg-type]
     )
     _compare(message, _native(neutral))
@@ -195,7 +196,7 @@ def _calls(message: BaseMessage) -> tuple[list[ToolCall], list[Any]]:
     for native, field in (*valid, *invalid):
         call = _call(native, field)
         calls.append(call)
-        if _native_call(call) != native:
+        if not call.id or _native_call(call) != native:
             natives.append(pack(native, field))
     if not calls and (old := _function_call(message)) is not None:
         calls.append(old)
@@ -311,7 +312,7 @@ def _leave_out(fields: dict[str, Any], without: set[str]) -> None:
     """Leave out what repeats the calls that are left out; else a model is sent a call that has no result."""
     kwargs = dict(fields.get("additional_kwargs", {}))
     if "tool_calls" in kwargs:
-        kwargs["tool_calls"] = [call for call in kwargs["tool_calls"] if call.get("id") not in without]
+        kwargs["tool_calls"] = [call for call in kwargs["tool_calls"] if not (isinstance(call, dict) and call.get("id") in without)]
     call = kwargs.get("function_call")
     if isinstance(call, dict) and _function_call_id(call.get("name", "")) in without:
         del kwargs["function_call"]

@@ -31,14 +31,9 @@ def stored(message):
 
 @settings(max_examples=300, deadline=None)
 @given(MESSAGES)
-def test_any_message_comes_back_equal_or_is_refused_by_name(message):
-    """Nothing in between: a message that came back almost equal is how histories rot."""
-    try:
-        neutral = from_langchain(message)
-    except InvalidMessage as refusal:
-        assert refusal.field  # noqa: PT017
-        return
-    again = to_langchain(stored(neutral))
+def test_any_message_comes_back_equal(message):
+    """A message that came back almost equal is how histories rot."""
+    again = to_langchain(stored(from_langchain(message)))
     assert again == message
     assert type(again) is type(message)
 
