@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from langchain_core.chat_history import BaseChatMessageHistory
@@ -89,12 +89,25 @@ class ConversationHistory(BaseChatMessageHistory):
         return cls._for_one_run(conversation if key == conversation.key else key)
 
     @classmethod
-    def _for_one_run(cls, given: Conversation | SessionKey) -> ConversationHistory:
+    def opening(cls, key: SessionKey, *, store: Store | None = None) -> Callable[[], ConversationHistory]:
+        """Return what makes histories for runs outside of requests, where an event loop runs and where none does.
+
+        For ``RunnableWithMessageHistory(chain, ConversationHistory.opening(SessionKey.for_user("42")))``. A run reads once, and
+        what it adds is a turn of its own.
+        """
+
+        def history() -> ConversationHistory:
+            return cls._for_one_run(key, store)
+
+        return history
+
+    @classmethod
+    def _for_one_run(cls, given: Conversation | SessionKey, store: Store | None = None) -> ConversationHistory:
         """Return a history that shows the same at the end of a run as at its beginning.
 
         `RunnableWithMessageHistory` tells the question from the history by counting what the history holds when the run ends.
         """
-        history = cls(given)
+        history = cls(given, store=store)
         history._one_run = True
         return history
 
