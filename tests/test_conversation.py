@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from convmem import (
     ConversationMiddleware,
+    InvalidMessage,
     MemoryStore,
     Message,
     SessionKey,
@@ -49,7 +50,7 @@ async def test_a_failed_turn_answers_with_its_failure(streams):
         conversation = await get_conversation(request)
         conversation.append(Message.user("hello"))
         conversation.fail(StoreUnavailable("memory", "append"))
-        conversation.fail(ValueError("a later one does not count"))
+        conversation.fail(InvalidMessage("content", "a later one does not count"))
         return StreamingResponse(iter(["ok"])) if streams else PlainTextResponse("ok")
 
     answer = client(store, chat).post("/chat")
@@ -61,16 +62,19 @@ async def test_a_failed_turn_answers_with_its_failure(streams):
 async def test_a_failed_block_raises_and_gives_the_lease_back():
     """The next turn does not wait for a lease to run out."""
     store = MemoryStore()
-    with pytest.raises(StoreUnavailable):
-        async with open_conversation(ADA, store=store) as conversation:
+
+    async def fail(block):
+        async with block as conversation:
             conversation.append(Message.user("hello"))
             conversation.fail(StoreUnavailable("memory", "append"))
+
+    with pytest.raises(StoreUnavailable):
+        await fail(open_conversation(ADA, store=store))
     assert await stored(store) == []
     async with open_conversation(ADA, store=store) as conversation:
         await conversation.save()
     with pytest.raises(StoreUnavailable):
-        async with conversation.turn():
-            conversation.fail(StoreUnavailable("memory", "append"))
+        await fail(conversation.turn())
     async with conversation.turn():
         conversation.append(Message.user("again"))
     assert await stored(store) == ["again"]

@@ -718,7 +718,7 @@ class TestTheWrongPlace:
     def test_the_agents_middleware_given_to_an_app(self):
         """The message has both lines."""
         app = FastAPI()
-        app.add_middleware(MemoryMiddleware)  # type: ignore[arg-type]
+        app.add_middleware(MemoryMiddleware)
         with pytest.raises(ConfigurationError, match="from convmem import ConversationMiddleware"):
             app.build_middleware_stack()
 
