@@ -21,7 +21,7 @@ class UnsavedQuestionWarning(UserWarning):
     """A synchronous agent runs on the event loop of its app, which can therefore store nothing before the answer."""
 
 
-class MemoryMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
+class MemoryMiddleware(AgentMiddleware):
     """Gives an agent the history of the conversation that runs, and the conversation what the agent says.
 
     ``create_agent(model, tools, middleware=[MemoryMiddleware()])``, without a checkpointer. The question is stored before the

@@ -8,15 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import pytest
-from convmem_langchain import (
-    ConversationHistory,
-    MemoryMiddleware,
-    UnsavedQuestionWarning,
-    check_history_key,
-    chunk_text,
-    from_langchain,
-    to_langchain,
-)
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from langchain.agents import create_agent
@@ -55,6 +46,15 @@ from convmem import (
     open_conversation,
 )
 from convmem.testing import AdapterContract, CountedStore
+from convmem_langchain import (
+    ConversationHistory,
+    MemoryMiddleware,
+    UnsavedQuestionWarning,
+    check_history_key,
+    chunk_text,
+    from_langchain,
+    to_langchain,
+)
 
 from .langchain_corpus import CORPUS, REFUSED
 

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from convmem_langchain import UnknownMessageClassWarning, chunk_text, from_langchain, to_langchain
 from hypothesis import given, settings
 from langchain_core.messages import (
     AIMessage,
@@ -19,6 +18,7 @@ from convmem import ImagePart, InvalidMessage, Message, ReasoningPart, SessionKe
 from convmem.messages import decode_messages, encode_message, encode_messages
 from convmem.stores.memory import MemoryStore
 from convmem.testing import CountedStore
+from convmem_langchain import UnknownMessageClassWarning, chunk_text, from_langchain, to_langchain
 
 from .langchain_corpus import CALL, CORPUS, MESSAGES, PNG, MoodMessage
 
