@@ -100,6 +100,7 @@ CORPUS = [
     SystemMessage("Be brief."),
     SystemMessage([{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]),
     AIMessage("hi", id="lc_run--1"),
+    AIMessage([{"type": "text", "text": "all standard"}], id="lc_run--2"),
     AIMessage("Grüße \x00 🐈 \ud800", name="bot"),
     AIMessage("", tool_calls=[CALL]),
     AIMessage("two", tool_calls=[CALL, {"name": "add", "args": {}, "id": "c2"}, {"name": "add", "args": {}, "id": None}]),

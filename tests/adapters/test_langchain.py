@@ -407,6 +407,21 @@ class TestHistory:
         assert client.ask("chat", "two").json() == "two"
         assert client.ask("c", "").status_code == ConfigurationError.status  # remembered, as all that a chain may swallow
 
+    @pytest.mark.asyncio
+    @pytest.mark.parametrize("sync", [False, True])
+    async def test_what_a_run_adds_is_in_what_it_reads_next(self, sync):
+        """A summarizing memory reads back what it has just saved; the history of a run shows that, and nothing of other runs."""
+        async with open_conversation(ADA, store=MemoryStore()) as conversation:
+            history, other = ConversationHistory.current(), ConversationHistory.current()
+            assert await history.aget_messages() == other.messages == []
+            if sync:
+                history.add_user_message("one")
+            else:
+                await history.aadd_messages([HumanMessage("one")])
+            assert history.messages == await history.aget_messages() == [HumanMessage("one")]
+            assert other.messages == []
+            assert [message.text for message in conversation.messages] == ["one"]
+
     def test_an_order_to_remove_is_not_a_message(self, store):
         """A graph's instruction in a history would be a message nobody said."""
 
