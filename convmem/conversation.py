@@ -13,6 +13,7 @@ from typing import TypeVar
 from convmem import windows
 from convmem.exceptions import (
     ConversationBusy,
+    ConvmemError,
     CorruptEntry,
     InvalidMessage,
     TurnClosed,
@@ -35,7 +36,7 @@ class Conversation:
     thread. Every member raises the error that kept the conversation from being loaded: `StoreUnavailable`, `InvalidIdentity`, ….
 
     Attributes:
-        loop: The event loop it belongs to; None when it was made outside of one. Not for apps.
+        loop: The event loop it belongs to, for adapters of frameworks that call from threads.
     """
 
     def __init__(self, work: Work) -> None:
@@ -44,10 +45,7 @@ class Conversation:
         self._viewed: tuple[tuple[windows.Turn, ...], windows.View] | None = None
         self._decoded: _Decoded | None = None
         self._sighted: tuple[_Decoded, int, tuple[windows.Turn, ...], tuple[Message, ...]] | None = None
-        try:
-            self.loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-        except RuntimeError:
-            self.loop = None
+        self.loop = asyncio.get_running_loop()
 
     # Who and which
 
@@ -163,6 +161,11 @@ class Conversation:
         return bool(turn.log.holder.token) and not turn.holds(turn.log.holder.token)
 
     @property
+    def closed(self) -> bool:
+        """Whether this turn has ended: appending raises `TurnClosed`, and `turn` opens another one."""
+        return self._work.used.ended
+
+    @property
     def replayed(self) -> bool:
         """Whether this very turn had been completed before; `messages` has its answer, and nothing is stored again."""
         return self._work.used.replayed
@@ -259,7 +262,7 @@ class Conversation:
         Errors as in `save`.
         """
         loop = self.loop
-        if loop is None or not loop.is_running() or asyncio._get_running_loop() is loop:  # noqa: SLF001 - None instead of an error
+        if not loop.is_running() or asyncio._get_running_loop() is loop:  # noqa: SLF001 - None instead of an error
             return False
         begun = threading.Event()
 
@@ -305,6 +308,13 @@ class Conversation:
                 yield chunk
         recording.finished = True
         self._work.take(recording)
+
+    def fail(self, error: ConvmemError) -> None:
+        """Have this turn fail with that error where it would be stored: for adapters of frameworks that swallow what is raised.
+
+        The response becomes the error's own, or the end of the ``async with`` block raises it. The first error counts.
+        """
+        self._work.fail(error)
 
     async def clear(self) -> None:
         """Begin the history anew. What was said before stays in the log until the conversation is deleted. Errors as in `save`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,6 +22,15 @@ from convmem.windows import Window
 
 _DRAIN_SECONDS = 5.0
 logger = logging.getLogger("convmem.middleware")
+
+
+class _NotAnAgents:
+    """Says what to use instead to LangChain's ``create_agent``, which looks here for the hooks of a middleware of its own kind."""
+
+    def __get__(self, instance: object, owner: type) -> NoReturn:
+        """Raise what `hasattr` takes for a plain no."""
+        msg = "ConversationMiddleware goes around an app; an agent's is another: from convmem_langchain import MemoryMiddleware"
+        raise AttributeError(msg)
 
 
 class ConversationMiddleware:
@@ -41,6 +51,8 @@ class ConversationMiddleware:
         load: ``deferred`` leaves loading to the handler (``await conversation.load(...)``), everywhere or on a list of patterns.
         state_key: The name at ``request.state``; empty puts nothing there; None: as the settings say.
     """
+
+    wrap_tool_call = _NotAnAgents()
 
     def __init__(
         self,

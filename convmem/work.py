@@ -61,6 +61,7 @@ class Work:
         self.recordings: list[Recording[Any]] = []
         self.degraded = False
         self.within = within
+        self._failure: ConvmemError | None = None
 
     # Using it
 
@@ -100,6 +101,16 @@ class Work:
             self.gate.raised(error)
         elif self.within is not None:
             self.within.note(error)
+
+    def fail(self, error: ConvmemError) -> None:
+        """Have the turn fail with that error where it would be stored. The first error counts."""
+        self._failure = self._failure or error
+        self.note(error)
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def runs(self, key: SessionKey, store: Store) -> bool:
         """Return whether this is that conversation in that store, with its turn still open, or stands within it."""
@@ -146,11 +157,15 @@ class Work:
 
     async def keep(self) -> None:
         """Store what was appended, before a response without a length begins."""
+        self._raise_failure()
         if self.turn is not None and not self.turn.ended:
             await self.save(self.turn)
 
     async def finish(self) -> None:
         """End the turn, whole. A recording that did not come to its end makes it an interrupted one."""
+        if self._failure is not None:
+            await self.break_off()
+            self._raise_failure()
         if self.recording:
             await self.interrupt()
         elif self.turn is not None:

@@ -25,6 +25,14 @@ unwanted = {"fastapi", "langchain_core", "pydantic", "redis", "asyncpg", "sqlite
 assert not unwanted, unwanted
 assert "site-packages" in convmem.__file__, convmem.__file__
 """
+NAMES_ITS_LINE = """
+try:
+    from convmem_langchain import ConversationHistory
+except ImportError as error:
+    assert 'pip install "convmem[langchain]"' in str(error), error
+else:
+    raise AssertionError
+"""
 
 
 def main():
@@ -35,6 +43,7 @@ def main():
 
         plain = environment(tools, outside / "plain", str(wheel))
         run(outside, plain, "-c", IMPORTS_NOTHING)
+        run(outside, plain, "-c", NAMES_ITS_LINE)
         told = subprocess.run([command(plain), "demo"], cwd=outside, env=clean(), capture_output=True, text=True, check=False)
         assert told.returncode == 2, told
         assert 'pip install "convmem[demo]"' in told.stderr, told.stderr

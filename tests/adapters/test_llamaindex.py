@@ -14,17 +14,6 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from convmem_llamaindex import (
-    ConversationChatStore,
-    ConversationSyncChatStore,
-    NewConversationWarning,
-    _queue,
-    memory_for,
-    stream_answer,
-    sync_conversation,
-    to_llamaindex,
-)
-from convmem_llamaindex._portal import portal
 from fastapi import FastAPI, Response
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
@@ -55,6 +44,17 @@ from convmem import (
     open_conversation,
 )
 from convmem.messages import decode_messages
+from convmem_llamaindex import (
+    ConversationChatStore,
+    ConversationSyncChatStore,
+    NewConversationWarning,
+    _queue,
+    memory_for,
+    stream_answer,
+    sync_conversation,
+    to_llamaindex,
+)
+from convmem_llamaindex._portal import portal
 from tests.asgi_client import world as world  # noqa: PLC0414 - a fixture
 
 KEY = SessionKey.for_user("42")
@@ -753,7 +753,7 @@ class TestRequests:
         async def chat(text: str) -> str:
             memory = Memory.from_defaults(session_id="user-42", token_limit=3000)
             answer = str(await SimpleChatEngine.from_defaults(llm=model, memory=memory).achat(text))
-            await memory.sql_store._async_engine.dispose()  # type: ignore[attr-defined]  # which the usual code leaves out
+            await memory.sql_store._async_engine.dispose()  # which the usual code leaves out
             return answer
 
         app = FastAPI()

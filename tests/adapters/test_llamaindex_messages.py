@@ -7,7 +7,6 @@ from enum import Enum
 from pathlib import Path
 
 import pytest
-from convmem_llamaindex import from_llamaindex, to_llamaindex
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 from llama_index.core.base.llms.types import (
     AudioBlock,
@@ -28,6 +27,7 @@ from pydantic import BaseModel
 
 from convmem import AudioPart, Citation, FilePart, ImagePart, InvalidMessage, Message, ReasoningPart, TextPart, ToolCall
 from convmem.messages import decode_messages, encode_message, encode_messages
+from convmem_llamaindex import from_llamaindex, to_llamaindex
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(40))
 STRANGE = "caf\u00e9 \x00 \ud800 \U0001f600"

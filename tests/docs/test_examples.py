@@ -26,7 +26,6 @@ from .terminal import Terminal
 
 NOT_RUN = {
     "README.md": ["installs packages", "each makes an environment on first use, and the second runs this very test"],
-    "docs/how-to/frameworks.md": ["LangChain is not among the packages of the tests"],
     "docs/tutorial.md": ["installs packages"],
 }
 PLATFORMS = ("AWS_LAMBDA_FUNCTION_NAME", "DYNO", "KUBERNETES_SERVICE_HOST", "K_SERVICE", "VERCEL")

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,8 +42,8 @@ def test_the_wheel_holds_the_package_and_nothing_of_the_checkout(wheel):
     """The editable install puts the whole checkout on the path; only the wheel shows what a user gets."""
     names = set(wheel.namelist())
     tops = {name.partition("/")[0] for name in names}
-    assert tops == {"convmem", "convmem_llamaindex", INFO}
-    assert {"convmem_llamaindex/__init__.py", "convmem_llamaindex/py.typed"} <= names
+    assert tops == {"convmem", "convmem_langchain", "convmem_llamaindex", INFO}
+    assert {f"{package}/{file}" for package in ("convmem_langchain", "convmem_llamaindex") for file in ("__init__.py", "py.typed")} <= names
     assert {"convmem/__init__.py", "convmem/py.typed", "convmem/cli/__init__.py"} <= names
     assert f"{INFO}/licenses/LICENSE" in names
     assert "convmem/bootstrap.py" not in names
@@ -52,6 +53,8 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
     """SQL and pages are files too; a wheel without them fails only where it is installed."""
     files = [path for path in (ROOT / "convmem").rglob("*") if path.is_file() and path.suffix not in UNSHIPPED]
     there = {path.relative_to(ROOT).as_posix() for path in files} - {"convmem/bootstrap.py"}
+    adapters = ROOT / "adapters"
+    there |= {path.relative_to(adapters).as_posix() for path in adapters.glob("*/*") if path.is_file() and path.suffix not in UNSHIPPED}
     assert there <= set(wheel.namelist())
 
 
@@ -59,7 +62,7 @@ def test_every_extra_can_be_installed_by_its_name(wheel):
     """The install lines in the errors and in the docs name these."""
     metadata = wheel.read(f"{INFO}/METADATA").decode()
     extras = {line.removeprefix("Provides-Extra: ") for line in metadata.splitlines() if line.startswith("Provides-Extra: ")}
-    assert extras == {"all", "cli", "demo", "llamaindex", "otel", "test"}
+    assert extras == {"all", "cli", "demo", "langchain", "llamaindex", "otel", "test"}
     assert "License-Expression: MIT" in metadata
 
 
@@ -108,7 +111,7 @@ def test_the_constraints_cover_what_pyproject_asks_for():
     extras = run("-m", "hatchling", "metadata", "optional-dependencies", cwd=ROOT)
     asked = [*json.loads(metadata.stdout), *chain.from_iterable(json.loads(extras.stdout).values())]
     names = {line.partition("=")[0] for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").split("\n")}
-    wanted = {line.partition(">")[0].partition("[")[0] for line in asked} - {"convmem"}
+    wanted = {re.split(r"[<>=\[]", line)[0] for line in asked} - {"convmem"}
     assert wanted <= names
 
 

@@ -1,0 +1,209 @@
+"""AdapterContract: what an adapter promises, as tests, for whoever connects a framework."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from convmem import (
+    AudioPart,
+    Citation,
+    FilePart,
+    ImagePart,
+    InvalidMessage,
+    MemoryStore,
+    Message,
+    ReasoningPart,
+    SessionKey,
+    Store,
+    TextPart,
+    ToolCall,
+    open_conversation,
+)
+from convmem.messages import decode_messages
+from convmem.stores.base import Appended, Entry, Head, Health, Lease, Log, Page
+
+PICTURE = b"\x89PNG\r\n\x1a\n"
+CONVERSATION = (
+    Message.system("Be brief."),
+    Message.user(
+        (TextPart(text="What is on these?"), ImagePart(data=PICTURE, media_type="image/png"), ImagePart(url="https://a.example/b"))
+    ),
+    Message.assistant(
+        (ReasoningPart(text="Look first.", signature="c2ln"), TextPart(text="I look.")),
+        tool_calls=(ToolCall(id="c1", name="look", arguments={"at": ["a", 1, None]}), ToolCall(id="c2", name="look")),
+    ),
+    Message.tool("a cat", tool_call_id="c1", name="look"),
+    Message.tool("nothing", tool_call_id="c2", name="look"),
+    Message.assistant((TextPart(text="A cat.", citations=(Citation(start=0, end=5, url="https://a.example", title="Cats"),)),)),
+    Message.user((AudioPart(data=b"RIFF", media_type="audio/wav"), FilePart(data=b"%PDF", media_type="application/pdf", name="a.pdf"))),
+    Message.assistant("Zwölf \x00 🐈"),
+)
+"""What another framework may have written: every kind of part, and calls with their results."""
+
+
+class CountedStore(Store):
+    """A store that counts the calls it passes on, and the bytes it is given.
+
+    Attributes:
+        calls: By verb.
+        written: Bytes of all entries.
+    """
+
+    name = "counted"
+    reach = "process"
+
+    def __init__(self, store: Store) -> None:
+        """Begin at zero."""
+        self._store = store
+        self.calls: Counter[str] = Counter()
+        self.written = 0
+
+    async def load(
+        self,
+        key: SessionKey,
+        *,
+        turns: int | None = None,
+        messages: int | None = None,
+        turn: str | None = None,
+        lease: Lease | None = None,
+    ) -> Log:
+        """Pass it on."""
+        self.calls["load"] += 1
+        return await self._store.load(key, turns=turns, messages=messages, turn=turn, lease=lease)
+
+    async def append(self, key: SessionKey, after: Head, entry: Entry, *, ttl: timedelta | None = None, release: bool = False) -> Appended:
+        """Pass it on."""
+        self.calls["append"] += 1
+        self.written += len(entry.body)
+        return await self._store.append(key, after, entry, ttl=ttl, release=release)
+
+    async def renew(self, key: SessionKey, lease: Lease, head: Head) -> bool:
+        """Pass it on, uncounted: it depends on time."""
+        return await self._store.renew(key, lease, head)
+
+    async def release(self, key: SessionKey, token: str) -> None:
+        """Pass it on."""
+        self.calls["release"] += 1
+        await self._store.release(key, token)
+
+    async def list(self, owner: str, *, tenant: str = "", after: str | None = None, limit: int = 50) -> Page:
+        """Pass it on."""
+        self.calls["list"] += 1
+        return await self._store.list(owner, tenant=tenant, after=after, limit=limit)
+
+    async def delete(self, key: SessionKey) -> bool:
+        """Pass it on."""
+        self.calls["delete"] += 1
+        return await self._store.delete(key)
+
+    async def check(self) -> Health:
+        """Pass it on."""
+        return await self._store.check()
+
+    async def aclose(self) -> None:
+        """Pass it on."""
+        await self._store.aclose()
+
+
+@pytest.mark.asyncio
+class AdapterContract:
+    """Every promise of an adapter, one test each.
+
+    Subclass it and give it these::
+
+    class TestMyAdapter(AdapterContract):
+        to_native = staticmethod(to_framework)
+        from_native = staticmethod(from_framework)
+        natives = [...]  # the framework's own messages, of every kind it has
+        refused = [(message, "metadata.tool"), ...]  # messages that cannot be stored, and the field that is named
+
+        async def speak(self, question): ...  # one turn through the framework, inside the conversation that runs
+    """
+
+    to_native: Any
+    from_native: Any
+    natives: Sequence[Any]
+    refused: Sequence[tuple[Any, str]] = ()
+
+    @pytest.fixture
+    def store(self) -> CountedStore:
+        """A fresh store."""
+        return CountedStore(MemoryStore())
+
+    async def speak(self, question: str) -> None:
+        """Have the framework answer a question within the current conversation, its memory being the adapter's."""
+        raise NotImplementedError
+
+    # Messages
+
+    async def test_every_message_comes_back_from_a_store_equal(self, store: CountedStore) -> None:
+        """Lossless: what the framework wrote is what it reads, through the stored form."""
+        for i, native in enumerate(self.natives):
+            key = SessionKey.for_user("ada", str(i))
+            async with open_conversation(key, store=store) as conversation:
+                conversation.append(Message.user("before"), self.from_native(native))
+            (entry,) = (await store.load(key)).entries
+            assert self.to_native(decode_messages(entry.entry.body)[1]) == native, f"natives[{i}]"
+
+    async def test_lists_are_converted_too(self) -> None:
+        """A whole conversation in, a whole conversation out."""
+        assert self.to_native(self.from_native(list(self.natives))) == list(self.natives)
+
+    async def test_what_another_framework_wrote_is_read_whole(self) -> None:
+        """A conversation may be continued under another framework: text, media, reasoning, calls and results are there."""
+        for message in CONVERSATION:
+            again = self.from_native(self.to_native(message))
+            for name in ("role", "text", "tool_calls", "tool_call_id", "name"):
+                assert getattr(again, name) == getattr(message, name), (name, message)
+            assert _said(again) == _said(message)
+
+    async def test_ids_stay(self) -> None:
+        """By its id a message is known again, in whatever framework."""
+        natives = self.to_native(list(CONVERSATION))
+        assert [message.id for message in self.from_native(natives)] == [message.id for message in CONVERSATION]
+
+    async def test_what_cannot_be_stored_is_refused_by_its_field(self) -> None:
+        """A value that would come back changed is an error that names it, never a silent change."""
+        for native, field in self.refused:
+            with pytest.raises(InvalidMessage) as caught:
+                self.from_native(native)
+            assert caught.value.field == field
+
+    # Memory
+
+    async def test_the_next_turn_sees_this_one(self, store: CountedStore) -> None:
+        """The point of it all."""
+        for question in ("one", "two"):
+            async with open_conversation(SessionKey.for_user("ada"), store=store):
+                await self.speak(question)
+        async with open_conversation(SessionKey.for_user("ada"), store=store) as conversation:
+            assert [message.text for message in conversation.messages if message.role == "user"] == ["one", "two"]
+            assert [message.role for message in conversation.messages].count("assistant") >= 2
+            assert conversation.total_turns == 2
+
+    async def test_a_turn_costs_the_same_however_long_the_conversation_is(self, store: CountedStore) -> None:
+        """One load, and appends of what is new: neither trips nor bytes grow with the history."""
+        costs = []
+        for i in range(20):
+            before, written = store.calls.copy(), store.written
+            async with open_conversation(SessionKey.for_user("ada"), store=store):
+                await self.speak(f"question {i:02}")
+            costs.append((store.calls - before, store.written - written))
+        assert costs[1][0] == costs[-1][0]
+        assert costs[-1][0]["load"] == 1
+        assert abs(costs[1][1] - costs[-1][1]) < 64
+
+
+def _said(message: Message) -> list[Any]:
+    """Return the parts without what only some frameworks have words for."""
+    if isinstance(message.content, str):
+        return [("text", message.content)]
+    return [
+        ("text", part.text) if isinstance(part, TextPart) else part.model_copy(update={"name": None} if isinstance(part, FilePart) else {})
+        for part in message.content
+    ]
