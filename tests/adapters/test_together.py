@@ -1,0 +1,278 @@
+"""One conversation under two frameworks: begun with one, continued with the other, and back."""
+
+import asyncio
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from langchain.agents import create_agent
+from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock, ToolCallBlock
+from llama_index.core.llms.mock import MockFunctionCallingLLM
+
+from convmem import (
+    ConversationMiddleware,
+    MemoryStore,
+    Message,
+    SessionKey,
+    Settings,
+    SQLiteStore,
+    from_callable,
+    open_conversation,
+)
+from convmem_langchain import MemoryMiddleware, from_langchain, to_langchain
+from convmem_llamaindex import from_llamaindex, memory_for, to_llamaindex
+
+# the workflows below LlamaIndex's agents look at every attribute of an agent, deprecated ones of pydantic too
+pytestmark = pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20", "ignore::pydantic.PydanticDeprecatedSince211")
+
+ADA = SessionKey.for_user("ada")
+ROLES = {"human": "user", "ai": "assistant", "tool": "tool"}
+
+
+class Said(NamedTuple):
+    """What a message says, in whatever framework."""
+
+    role: str
+    text: str = ""
+    calls: tuple[tuple[str | None, str, Any], ...] = ()
+    answers: str | None = None
+    images: tuple[bytes, ...] = ()
+
+
+def picture(name: str) -> bytes:
+    return b"\x89PNG\r\n\x1a\n\x00\xff" + name.encode()
+
+
+def look(at: str) -> str:
+    """Look at something."""
+    return f"{at} is a cat"
+
+
+def turn(name: str) -> list[Said]:
+    """Return what is said in a turn of this name: a question with a picture, a call, its result and the answer."""
+    return [
+        Said("user", f"What is {name}?", images=(picture(name),)),
+        Said("assistant", calls=((f"call-{name}", "look", {"at": name}),)),
+        Said("tool", f"{name} is a cat", answers=f"call-{name}"),
+        Said("assistant", f"A cat: {name}."),
+    ]
+
+
+def in_langchain(message: BaseMessage) -> Said:
+    """Read a message with what LangChain has for that."""
+    return Said(
+        ROLES[message.type],
+        str(message.text),
+        tuple((call["id"], call["name"], call["args"]) for call in getattr(message, "tool_calls", ())),
+        getattr(message, "tool_call_id", None),
+        tuple(b64decode(block["base64"]) for block in message.content_blocks if block["type"] == "image"),
+    )
+
+
+def in_llamaindex(message: ChatMessage) -> Said:
+    """Read a message with what LlamaIndex has for that."""
+    return Said(
+        message.role.value,
+        message.content or "",
+        tuple((block.tool_call_id, block.tool_name, block.tool_kwargs) for block in message.blocks if isinstance(block, ToolCallBlock)),
+        message.additional_kwargs.get("tool_call_id"),
+        tuple(block.resolve_image().read() for block in message.blocks if isinstance(block, ImageBlock)),
+    )
+
+
+class LangChain:
+    """An app's route with an agent of LangChain's."""
+
+    def __init__(self) -> None:
+        """Begin with nothing seen."""
+        self.seen: list[list[BaseMessage]] = []
+        self.wrote: list[list[BaseMessage]] = []
+
+    async def chat(self, name: str) -> str:
+        seen = self.seen
+
+        class Model(GenericFakeChatModel):
+            def bind_tools(self, tools, **options):
+                return self
+
+            def _generate(self, messages, *args, **options):
+                seen.append([message.model_copy(deep=True) for message in messages])
+                return super()._generate(messages, *args, **options)
+
+        call = AIMessage("", tool_calls=[{"id": f"call-{name}", "name": "look", "args": {"at": name}}])
+        answer = AIMessage(f"A cat: {name}.", response_metadata={"model_name": "a model", "tokens": [1, None]})
+        image = {"type": "image", "base64": b64encode(picture(name)).decode(), "mime_type": "image/png"}
+        question = HumanMessage([{"type": "text", "text": f"What is {name}?"}, image], id=f"question-{name}")
+        agent: Any = create_agent(Model(messages=iter([call, answer])), [look], middleware=[MemoryMiddleware()])
+        result = await agent.ainvoke({"messages": [question]})
+        self.wrote.append([question, *result["messages"][-3:]])
+        return str(result["messages"][-1].text)
+
+    def saw(self) -> list[Said]:
+        """Return what the model was sent, the last time."""
+        return [in_langchain(message) for message in self.seen[-1]]
+
+
+class LlamaIndex:
+    """An app's route with an agent of LlamaIndex's."""
+
+    def __init__(self) -> None:
+        """Begin with nothing seen."""
+        self.seen: list[list[ChatMessage]] = []
+        self.wrote: list[list[ChatMessage]] = []
+
+    async def chat(self, name: str) -> str:
+        call = ChatMessage(
+            role="assistant", blocks=[ToolCallBlock(tool_call_id=f"call-{name}", tool_name="look", tool_kwargs={"at": name})]
+        )
+        answer = ChatMessage(f"A cat: {name}.", role="assistant", additional_kwargs={"model": "a model", "tokens": [1, None]})
+
+        def said(messages, **options):
+            self.seen.append([message.model_copy(deep=True) for message in messages])
+            return (answer if messages[-1].role == "tool" else call).model_copy(deep=True)
+
+        question = ChatMessage(role="user", blocks=[TextBlock(text=f"What is {name}?"), ImageBlock(image=picture(name), detail="low")])
+        agent: Any = FunctionAgent(tools=[look], llm=MockFunctionCallingLLM(response_generator=said), streaming=False)
+        result = await agent.run(user_msg=question.model_copy(deep=True), memory=memory_for())
+        self.wrote.append([question, call, self.seen[-1][-1], answer])
+        return str(result)
+
+    def saw(self) -> list[Said]:
+        """Return what the model was sent, the last time."""
+        return [in_llamaindex(message) for message in self.seen[-1]]
+
+
+class App:
+    """An app with a route for each framework, and one that uses both within a turn; its one user is Ada."""
+
+    def __init__(self, store) -> None:
+        """Make the app."""
+        self.store = store
+        self.langchain, self.llamaindex = LangChain(), LlamaIndex()
+        app = FastAPI()
+        settings = Settings({}, secret_key="a secret key of thirty-two bytes")
+        app.add_middleware(ConversationMiddleware, store=store, settings=settings, resolvers=[from_callable(lambda scope: "ada")])
+        app.post("/langchain")(self.langchain.chat)
+        app.post("/llamaindex")(self.llamaindex.chat)
+        app.post("/both")(self.both)
+        self.http = TestClient(app)
+
+    async def both(self, name: str) -> str:
+        await self.langchain.chat(f"{name}-1")
+        await self.llamaindex.chat(f"{name}-2")
+        return await self.langchain.chat(f"{name}-3")
+
+    def ask(self, route: str, name: str) -> None:
+        response = self.http.post(f"/{route}", params={"name": name})
+        assert response.json().startswith("A cat: ")
+
+    def begin_and_continue(self, first: str) -> None:
+        """Have turns a, b, c and d, the frameworks in turn."""
+        second = {"langchain": "llamaindex", "llamaindex": "langchain"}[first]
+        for route, name in zip([first, second] * 2, "abcd", strict=True):
+            self.ask(route, name)
+
+    def stored(self) -> tuple[list[Message], int]:
+        """Return the messages and the number of turns, as the next request has them."""
+
+        async def read() -> tuple[list[Message], int]:
+            async with open_conversation(ADA, store=self.store) as conversation:
+                return conversation.messages, conversation.total_turns
+
+        return asyncio.run(read())
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def app(request, tmp_path):
+    store = MemoryStore() if request.param == "memory" else SQLiteStore(tmp_path / "conversations.db")
+    yield App(store)
+    asyncio.run(store.aclose())
+
+
+def assert_a_model_takes(messages: Sequence[Said]) -> None:
+    """Begins with a question, each call has its result right behind it, and no result is without a call."""
+    assert messages[0].role == "user"
+    waiting: list[str | None] = []
+    for message in messages:
+        if message.role == "tool":
+            waiting.remove(message.answers)
+            continue
+        assert not waiting
+        waiting = [name for name, _, _ in message.calls]
+    assert not waiting
+
+
+both_ways = pytest.mark.parametrize("first", ["langchain", "llamaindex"])
+
+
+@both_ways
+def test_each_framework_sees_everything_the_other_wrote(first, app):
+    """Text, pictures byte by byte, calls with id, name and arguments, and results: to the model nothing has changed hands."""
+    app.begin_and_continue(first)
+    second = "llamaindex" if first == "langchain" else "langchain"
+    for framework, names in ((first, "abc"), (second, "abcd")):
+        everything = [said for name in names for said in turn(name)]
+        assert getattr(app, framework).saw() == everything[:-1]  # all but its answer
+
+
+@both_ways
+def test_each_message_comes_back_equal_to_the_framework_that_wrote_it(first, app):
+    """What only one of them has words for (a model's metadata, an image's detail) outlives the turns of the other."""
+    app.begin_and_continue(first)
+    messages, _ = app.stored()
+    turns = [messages[i : i + 4] for i in range(0, 16, 4)]
+    mine = turns[::2] if first == "langchain" else turns[1::2]
+    assert [to_langchain(messages) for messages in mine] == app.langchain.wrote
+    theirs = turns[1::2] if first == "langchain" else turns[::2]
+    assert [to_llamaindex(messages) for messages in theirs] == app.llamaindex.wrote
+
+
+@both_ways
+def test_what_every_model_was_sent_is_valid(first, app):
+    """A provider refuses a list that does not begin with a question, or has a call without its result."""
+    app.begin_and_continue(first)
+    assert len(app.langchain.seen) == len(app.llamaindex.seen) == 4
+    for seen in app.langchain.seen:
+        assert_a_model_takes([in_langchain(message) for message in seen])
+    for seen in app.llamaindex.seen:
+        assert_a_model_takes([in_llamaindex(message) for message in seen])
+
+
+@both_ways
+def test_nothing_is_stored_twice_and_nothing_changes_when_the_other_reads_it(first, app):
+    """An agent that is handed a history must not write it again as its own."""
+    app.begin_and_continue(first)
+    messages, turns = app.stored()
+    assert [in_llamaindex(to_llamaindex(message)) for message in messages] == [said for name in "abcd" for said in turn(name)]
+    assert len({message.id for message in messages}) == len(messages)
+    assert turns == 4
+
+
+def test_one_turn_may_hold_both(app):
+    """An app that retrieves with one and answers with the other has one turn, and each sees what the other just did."""
+    app.ask("both", "a")
+    names = ["a-1", "a-2", "a-3"]
+    everything = [said for name in names for said in turn(name)]
+    assert app.llamaindex.saw() == everything[:7]
+    assert app.langchain.saw() == everything[:11]
+    messages, turns = app.stored()
+    assert turns == 1
+    assert to_langchain(messages[:4] + messages[8:]) == [message for wrote in app.langchain.wrote for message in wrote]
+    assert to_llamaindex(messages[4:8]) == app.llamaindex.wrote[0]
+    app.ask("llamaindex", "b")
+    assert app.llamaindex.saw() == [*everything, *turn("b")[:-1]]
+
+
+def test_a_message_passed_through_the_other_framework_still_says_the_same(app):
+    """Code that takes LangChain's messages and returns LlamaIndex's, or the other way round, loses no call and no picture."""
+    app.ask("both", "a")
+    messages, _ = app.stored()
+    everything = [said for name in ("a-1", "a-2", "a-3") for said in turn(name)]
+    assert [in_langchain(to_langchain(from_llamaindex(to_llamaindex(message)))) for message in messages] == everything
+    assert [in_llamaindex(to_llamaindex(from_langchain(to_langchain(message)))) for message in messages] == everything
