@@ -260,3 +260,19 @@ async def test_an_expired_history_leaves_the_file_with_the_next_turn(tmp_path: P
         bodies = [body for (body,) in link.execute("SELECT body FROM entry")]
     link.close()
     assert b'["secret"]' not in bodies
+
+
+@pytest.mark.asyncio
+async def test_what_a_worker_that_died_before_a_first_turn_left_is_cleared(tmp_path: Path) -> None:
+    """Each crash would leave a row for ever; a delete, whoever's it is, takes such rows along, and none whose lease still runs."""
+    path = tmp_path / "convmem.db"
+    store = SQLiteStore(path)
+    for number, term in enumerate((0.01, 0.01, 60)):
+        await store.load(SessionKey.for_user(number), lease=Lease("token", timedelta(seconds=term)))
+    await asyncio.sleep(0.05)
+    await store.delete(SessionKey.for_user("somebody-else"))
+    await store.aclose()
+    with sqlite3.connect(path) as link:
+        owners = {owner for (owner,) in link.execute("SELECT owner FROM conversation")}
+    link.close()
+    assert owners == {"user:2", "user:somebody-else"}
