@@ -4,6 +4,7 @@ from collections.abc import Generator
 
 import pytest
 
+pytest_plugins = ["tests.wheels.postgres"]
 DECLARED = "declared: "
 UNDECLARED = pytest.StashKey[list[str]]()
 
