@@ -35,7 +35,7 @@ Source = Literal["default", "environment", "file", "argument"]
 KeySource = Literal["environment", "store"]
 
 _SIZES = ("max_message_bytes", "max_turn_bytes")
-_OPENABLE = ("memory", "sqlite")
+_OPENABLE = ("memory", "sqlite", "postgresql")
 _NEIGHBOURS = ("REDIS_URL", "DATABASE_URL")
 
 logger = logging.getLogger("convmem")
@@ -136,7 +136,21 @@ class Settings(BaseSettings):
     state_key: types.StateKey = Field(
         "conversation", description="The name of the conversation at request.state; an empty text puts nothing there."
     )
-    namespace: types.Namespace = Field("convmem", description="What keys and tables in a shared server begin with.")
+    namespace: types.Namespace = Field(
+        "convmem",
+        description="What is convmem's own in a shared server: the schema of the tables in PostgreSQL, the beginning of other keys.",
+    )
+    store_timeout: types.Duration = Field(
+        timedelta(seconds=5), description="How long one call of a store over a network may take, waiting for a connection included."
+    )
+    pool_max: int = Field(10, ge=1, description="How many connections to PostgreSQL one worker opens at most.")
+    pool_min: int = Field(1, ge=0, description="How many of them stay open when they are idle.")
+    migrate: Annotated[Literal["auto", "check", "off"], types.Choice] = Field(
+        "auto", description="What a worker does about missing tables: make them (auto), say so at the first call (check), not look (off)."
+    )
+    weak_durability: Annotated[Literal["warn", "refuse"], types.Choice] = Field(
+        "warn", description="What happens when the store's server is set so that it may lose acknowledged turns: a warning, or an error."
+    )
 
     _sources: dict[str, Source]
     _platform: str | None
@@ -201,6 +215,8 @@ class Settings(BaseSettings):
             )
         if self.turn_max < self.lease:
             yield f"CONVMEM_TURN_MAX is {turn_max} and CONVMEM_LEASE is {lease}; raise CONVMEM_TURN_MAX or lower CONVMEM_LEASE."
+        if self.pool_min > self.pool_max:
+            yield f"CONVMEM_POOL_MIN is {self.pool_min} and CONVMEM_POOL_MAX is {self.pool_max}; raise the second or lower the first."
         if "max_message_bytes" in self.model_fields_set and self.max_message_bytes > self.max_turn_bytes:
             yield "CONVMEM_MAX_MESSAGE_BYTES is more than CONVMEM_MAX_TURN_BYTES, which holds every message of a turn; raise the second."
         yield from self._cookie_contradictions()
@@ -236,6 +252,22 @@ class Settings(BaseSettings):
             )
             raise ConfigurationError(msg)
         return self.store.absolute()
+
+    def open_store(self) -> Store:
+        """Return the store to use, without connecting to it; whoever calls this closes it.
+
+        Raises:
+            ConfigurationError: As `store_url`, and as the function of this name.
+        """
+        return open_store(
+            self.store_url,
+            namespace=self.namespace,
+            timeout=self.store_timeout,
+            pool_max=self.pool_max,
+            pool_min=self.pool_min,
+            migrate=self.migrate,
+            weak_durability=self.weak_durability,
+        )
 
     @property
     def signing_keys(self) -> tuple[bytes, ...]:
@@ -313,15 +345,29 @@ class Settings(BaseSettings):
         return format_duration(value) if isinstance(value, timedelta) else _plain_text(value)
 
 
-def open_store(url: str | StoreURL, *, namespace: str = "convmem") -> Store:  # noqa: ARG001 - for stores in a shared server
+def open_store(
+    url: str | StoreURL,
+    *,
+    namespace: str = "convmem",
+    timeout: timedelta = timedelta(seconds=5),
+    pool_max: int = 10,
+    pool_min: int = 1,
+    migrate: Literal["auto", "check", "off"] = "auto",
+    weak_durability: Literal["warn", "refuse"] = "warn",
+) -> Store:
     """Return the store a URL names, without connecting to it; whoever calls this closes it.
 
     Args:
         url: As `parse_store_url` reads it. A relative SQLite path starts at the working directory of this moment.
-        namespace: What keys and tables begin with in a server shared with others; a file is not shared.
+        namespace: What is convmem's own in a server shared with others, PostgreSQL's schema; a file is not shared.
+        timeout: How long a call of a store over a network may take.
+        pool_max: How many connections a process opens at most.
+        pool_min: How many of them stay open when they are idle.
+        migrate: What is done about missing tables.
+        weak_durability: What is done about a server that may lose acknowledged turns.
 
     Raises:
-        ConfigurationError: The URL names no store, or one this version does not have.
+        ConfigurationError: The URL names no store, or one this version does not have, or its driver is not installed.
     """
     parsed = (url if isinstance(url, StoreURL) else parse_store_url(url)).absolute()
     if parsed.scheme == "memory":
@@ -338,7 +384,24 @@ def open_store(url: str | StoreURL, *, namespace: str = "convmem") -> Store:  # 
             busy_timeout=parse_duration(options.get("busy_timeout", "5s")),
             mode=cast("Literal['rwc', 'rw']", options.get("mode", "rwc")),
         )
-    msg = f"CONVMEM_STORE is {parsed.scheme!r}, a store that comes with a later version; use sqlite or memory now."
+    if parsed.scheme == "postgresql":
+        try:
+            from convmem.stores.postgres import PostgresStore
+        except ModuleNotFoundError as error:
+            msg = 'PostgresStore needs: pip install "convmem[postgres]"'
+            raise ConfigurationError(msg) from error
+        cache = parsed.options.get("statement_cache_size")
+        return PostgresStore.connecting(
+            parsed.without("statement_cache_size").secret_text,
+            schema=namespace,
+            migrate=migrate,
+            timeout=timeout,
+            weak_durability=weak_durability,
+            pool_max=pool_max,
+            pool_min=pool_min,
+            statement_cache_size=None if cache is None else int(cache),
+        )
+    msg = f"CONVMEM_STORE is {parsed.scheme!r}, a store that comes with a later version; use sqlite, postgresql or memory now."
     raise ConfigurationError(msg)
 
 

@@ -30,6 +30,23 @@ _SPELLINGS = {
     "postgresql+psycopg": "postgresql",
     "postgresql+psycopg2": "postgresql",
 }
+_POSTGRES_PARAMETERS = (
+    *("host", "port", "user", "password", "dbname", "database", "passfile", "service", "target_session_attrs", "application_name"),
+    *("sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl", "sslpassword", "sslnegotiation"),
+    *("ssl_min_protocol_version", "ssl_max_protocol_version", "krbsrvname", "gsslib", "options", "statement_cache_size"),
+)
+"""What asyncpg reads from a URL, and one of its own arguments."""
+_POSTGRES_ADVICE = {
+    "ssl": "write sslmode=require, or sslmode=verify-full.",
+    "pgbouncer": "a pooler is found by itself; statement_cache_size=0 says that there is one.",
+    "channel_binding": "asyncpg cannot do it; leave it out, and use sslmode=verify-full.",
+    "connect_timeout": "set CONVMEM_STORE_TIMEOUT.",
+    "pool_size": "set CONVMEM_POOL_MAX.",
+    "connection_limit": "set CONVMEM_POOL_MAX.",
+    "pool_timeout": "set CONVMEM_STORE_TIMEOUT.",
+    "schema": "set CONVMEM_NAMESPACE.",
+}
+"""What people bring from other drivers, and what says the same here."""
 _SQLITE_PARAMETERS = {"mode": ("rwc", "rw"), "synchronous": ("full", "normal", "extra"), "busy_timeout": ()}
 
 
@@ -68,6 +85,10 @@ class StoreURL:
     def secret_text(self) -> str:
         """The whole URL, credentials included: for the driver, never for a log."""
         return f"{self.scheme}://{self.rest}" + (f"?{urlencode(self.query)}" if self.query else "")
+
+    def without(self, *names: str) -> StoreURL:
+        """Return the same URL without some of its parameters."""
+        return StoreURL(self.scheme, self.rest, tuple(pair for pair in self.query if pair[0] not in names))
 
     def absolute(self) -> StoreURL:
         """Return the same URL, with an SQLite file's path made absolute from the working directory."""
@@ -119,6 +140,8 @@ def parse_store_url(url: str) -> StoreURL:
         _check_memory(parsed)
     if scheme == "sqlite":
         _check_sqlite(parsed)
+    if scheme == "postgresql":
+        _check_postgres(parsed)
     return parsed
 
 
@@ -174,3 +197,15 @@ def _check_sqlite_parameter(name: str, value: str) -> None:
         except ValueError as error:
             msg = f"CONVMEM_STORE has a busy_timeout that {error}."
             raise ConfigurationError(msg) from None
+
+
+def _check_postgres(url: StoreURL) -> None:
+    for name, value in url.query:
+        if name not in _POSTGRES_PARAMETERS:
+            hint = nearest(name, _POSTGRES_PARAMETERS)
+            advice = _POSTGRES_ADVICE.get(name) or (f"did you mean {hint}?" if hint else "use those of asyncpg, or statement_cache_size.")
+            msg = f"CONVMEM_STORE has the unknown parameter {name[:40]!r}; {advice}"
+            raise ConfigurationError(msg)
+        if name == "statement_cache_size" and not (value.isascii() and value.isdigit()):
+            msg = "CONVMEM_STORE has a statement_cache_size that is no number; use 0 behind a pooler in transaction mode, or leave it out."
+            raise ConfigurationError(msg)

@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -322,21 +321,15 @@ class _OfLoop:
         The pauses grow and are random, and one attempt decides for all who wait: a server that comes back is not stormed.
         """
         self._open += 1
-        began = time.monotonic()
+        patience = deadline - time.monotonic()
         try:
             while True:
-                now = time.monotonic()
-                away = self._failures and now - self._failing_since > deadline - began
-                if now < self._not_before and (away or self._not_before >= deadline):
-                    raise NotConnectedError from self._error
-                if now < self._not_before:
-                    await asyncio.sleep(self._not_before - now)
-                    continue
+                await self._pause(deadline, patience)
                 try:
-                    connection = await self._connect(max(deadline - now, 0.001))
+                    connection = await self._connect(max(deadline - time.monotonic(), 0.001))
                 except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
                     self._failed(error)
-                    if isinstance(error, _HOPELESS) or away:
+                    if isinstance(error, _HOPELESS):
                         raise NotConnectedError from error
                 else:
                     self._failures, self._error, self._not_before = 0, None, 0.0
@@ -345,6 +338,14 @@ class _OfLoop:
             self._open -= 1
             self._wake()
             raise
+
+    async def _pause(self, deadline: float, patience: float) -> None:
+        now = time.monotonic()
+        if now >= self._not_before:
+            return
+        if self._not_before >= deadline or now - self._failing_since > patience:
+            raise NotConnectedError from self._error
+        await asyncio.sleep(self._not_before - now)
 
     def _failed(self, error: BaseException) -> None:
         if not self._failures:
@@ -383,8 +384,3 @@ def _keep_alive(connection: asyncpg.Connection) -> None:
     for name, value in _KEEPALIVE.items():
         if hasattr(socket, name):
             link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-def deadline_in(timeout: timedelta) -> float:
-    """Return the moment of `time.monotonic` at which a call that begins now has to be over."""
-    return time.monotonic() + timeout.total_seconds()

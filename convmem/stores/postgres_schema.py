@@ -58,7 +58,7 @@ def migration_sql(schema: str) -> str:
     return "\n".join(["BEGIN;\n", *parts, "COMMIT;\n"])
 
 
-async def migrate(connection: Connection, schema: str, *, timeout: float) -> list[str]:
+async def migrate(connection: Connection, schema: str, *, timeout: float) -> tuple[str, ...]:
     """Apply the files this database has not seen and return their names; of many who try at once one does, the others wait.
 
     A database that has seen more than we know is left alone: files only add, so that old code works on a newer schema.
@@ -68,7 +68,7 @@ async def migrate(connection: Connection, schema: str, *, timeout: float) -> lis
     """
     try:
         if await _newest(connection, schema, timeout) >= migrations()[-1].number:
-            return []
+            return ()
         async with connection.transaction():
             await connection.fetch(f"SET LOCAL lock_timeout = '{_LOCK_WAIT}'")
             await connection.fetch("SELECT pg_advisory_xact_lock($1)", _lock_of(schema))
@@ -79,7 +79,7 @@ async def migrate(connection: Connection, schema: str, *, timeout: float) -> lis
                     if not one.startswith("CREATE SCHEMA") or not await _exists(connection, schema):
                         await connection.fetch(one, timeout=timeout)
                 await connection.fetch(_applied(schema, migration.number))
-            return [migration.name for migration in missing]
+            return tuple(migration.name for migration in missing)
     except asyncpg.InsufficientPrivilegeError as error:
         raise SchemaError(await missing_right(connection, schema, error)) from error
 
@@ -116,8 +116,8 @@ async def missing_right(connection: Connection, schema: str, error: asyncpg.Post
         )
     if "for schema" in text:
         return (
-            f'the user may not use the schema {schema}, or make tables in it; run as its owner: GRANT USAGE ON SCHEMA "{schema}" TO {user}; '
-            f'for convmem migrate also: GRANT CREATE ON SCHEMA "{schema}" TO {user};'
+            f"the user may not use the schema {schema}, or make tables in it; run as its owner: "
+            f'GRANT USAGE ON SCHEMA "{schema}" TO {user}; for convmem migrate also: GRANT CREATE ON SCHEMA "{schema}" TO {user};'
         )
     return (
         f"the user may not use the tables in the schema {schema}; run as their owner: "

@@ -70,7 +70,13 @@ class PostgresWheel:
         """Run one of the wheel's commands; what it says is in the error when it fails."""
         environment = {**os.environ, "LC_ALL": "C", "HOME": str(self.base)}
         done = subprocess.run(
-            [str(self.installed / "bin" / command), *arguments], capture_output=True, text=True, cwd=self.base, env=environment, **self.user
+            [str(self.installed / "bin" / command), *arguments],
+            capture_output=True,
+            check=False,
+            text=True,
+            cwd=self.base,
+            env=environment,
+            **self.user,
         )
         assert done.returncode == 0, f"{command} failed: {done.stderr or done.stdout}"
 
@@ -88,7 +94,9 @@ class PostgresWheel:
         """Return a streaming replica of a running server."""
         data = self.base / f"data-{secrets.token_hex(4)}"
         where = ("-h", HOST, "-p", str(primary.port), "-U", "postgres", "-D", str(data))
-        self.run("pg_basebackup", *where, "-R", "-X", "stream", "-C", "-S", f"slot_{secrets.token_hex(4)}", "--checkpoint=fast", "--no-sync")
+        self.run(
+            "pg_basebackup", *where, "-R", "-X", "stream", "-C", "-S", f"slot_{secrets.token_hex(4)}", "--checkpoint=fast", "--no-sync"
+        )
         return self._started(data, options)
 
     def _started(self, data: Path, options: Mapping[str, str]) -> PostgresServer:

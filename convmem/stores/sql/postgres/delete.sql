@@ -55,7 +55,7 @@ WITH seen AS (
         ORDER BY day LIMIT 10 FOR UPDATE SKIP LOCKED
     )
 )
-SELECT epoch <> '' AND NOT expired AS existed,
+SELECT epoch <> '' AND ($6::text IS NOT NULL OR NOT expired) AS existed,
     EXISTS (SELECT FROM wanted) AND NOT EXISTS (SELECT FROM moved) AND NOT EXISTS (SELECT FROM made) AS again,
     EXISTS (SELECT FROM wanted) AS wanted
 FROM seen

@@ -78,4 +78,4 @@ SELECT NULL, e.n, e.stored, e.count, e.turns, e.start, e.format, e.closing, e.ki
     e.hides, e.body
 FROM seen, convmem.convmem_entry AS e
 WHERE e.conversation = $1::uuid AND e.n = ANY (seen.pinned) AND e.visible AND e.n > seen.start AND NOT seen.expired
-    AND e.n <= (SELECT low FROM edge)
+    AND e.n <= (SELECT low FROM edge) AND e.n < coalesce($5::bigint, seen.n + 1)
