@@ -221,7 +221,7 @@ def test_a_message_from_a_store_is_a_message_like_any_other(message):
     assert restored.in_state("running").in_archive().state == "running"
     assert Message(**dict(restored)) == restored
     with pytest.raises(ValidationError):
-        restored.role = "tool"
+        restored.role = "tool"  # type: ignore[misc]
 
 
 def test_a_message_is_frozen_and_forbids_what_it_does_not_know():
