@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from convmem import setting_types as types
 from convmem.exceptions import ConfigurationError
-from convmem.store_url import Reach, StoreURL, parse_store_url
+from convmem.store_url import POSTGRES_OPTIONS, Reach, StoreURL, parse_store_url
 from convmem.surroundings import (
     PREFIX,
     format_duration,
@@ -104,6 +104,9 @@ class Settings(BaseSettings):
         default=False,
         description="Whether the cookie is kept apart for each site that embeds the app (CHIPS); needs CONVMEM_COOKIE_SECURE=always.",
     )
+    websocket_origins: types.Origins = Field(
+        (), description="Origins besides the app's own whose pages may open WebSockets to it, such as https://app.example."
+    )
     ttl: types.OptionalDuration = Field(None, description="How long a conversation lives after its last turn; none means for ever.")
     retention: types.Retention = Field(
         None, description="How long stored conversations are kept at most after their last turn; not available yet."
@@ -140,16 +143,8 @@ class Settings(BaseSettings):
         "convmem",
         description="What is convmem's own in a shared server: the schema of the tables in PostgreSQL, the beginning of other keys.",
     )
-    store_timeout: types.Duration = Field(
-        timedelta(seconds=5), description="How long one call of a store over a network may take, waiting for a connection included."
-    )
-    pool_max: int = Field(10, ge=1, description="How many connections to PostgreSQL one worker opens at most.")
-    pool_min: int = Field(1, ge=0, description="How many of them stay open when they are idle.")
     migrate: Annotated[Literal["auto", "check", "off"], types.Choice] = Field(
         "auto", description="What a worker does about missing tables: make them (auto), say so at the first call (check), not look (off)."
-    )
-    weak_durability: Annotated[Literal["warn", "refuse"], types.Choice] = Field(
-        "warn", description="What happens when the store's server is set so that it may lose acknowledged turns: a warning, or an error."
     )
 
     _sources: dict[str, Source]
@@ -215,8 +210,6 @@ class Settings(BaseSettings):
             )
         if self.turn_max < self.lease:
             yield f"CONVMEM_TURN_MAX is {turn_max} and CONVMEM_LEASE is {lease}; raise CONVMEM_TURN_MAX or lower CONVMEM_LEASE."
-        if self.pool_min > self.pool_max:
-            yield f"CONVMEM_POOL_MIN is {self.pool_min} and CONVMEM_POOL_MAX is {self.pool_max}; raise the second or lower the first."
         if "max_message_bytes" in self.model_fields_set and self.max_message_bytes > self.max_turn_bytes:
             yield "CONVMEM_MAX_MESSAGE_BYTES is more than CONVMEM_MAX_TURN_BYTES, which holds every message of a turn; raise the second."
         yield from self._cookie_contradictions()
@@ -259,15 +252,7 @@ class Settings(BaseSettings):
         Raises:
             ConfigurationError: As `store_url`, and as the function of this name.
         """
-        return open_store(
-            self.store_url,
-            namespace=self.namespace,
-            timeout=self.store_timeout,
-            pool_max=self.pool_max,
-            pool_min=self.pool_min,
-            migrate=self.migrate,
-            weak_durability=self.weak_durability,
-        )
+        return open_store(self.store_url, namespace=self.namespace, migrate=self.migrate)
 
     @property
     def signing_keys(self) -> tuple[bytes, ...]:
@@ -345,26 +330,13 @@ class Settings(BaseSettings):
         return format_duration(value) if isinstance(value, timedelta) else _plain_text(value)
 
 
-def open_store(
-    url: str | StoreURL,
-    *,
-    namespace: str = "convmem",
-    timeout: timedelta = timedelta(seconds=5),
-    pool_max: int = 10,
-    pool_min: int = 1,
-    migrate: Literal["auto", "check", "off"] = "auto",
-    weak_durability: Literal["warn", "refuse"] = "warn",
-) -> Store:
+def open_store(url: str | StoreURL, *, namespace: str = "convmem", migrate: Literal["auto", "check", "off"] = "auto") -> Store:
     """Return the store a URL names, without connecting to it; whoever calls this closes it.
 
     Args:
         url: As `parse_store_url` reads it. A relative SQLite path starts at the working directory of this moment.
         namespace: What is convmem's own in a server shared with others, PostgreSQL's schema; a file is not shared.
-        timeout: How long a call of a store over a network may take.
-        pool_max: How many connections a process opens at most.
-        pool_min: How many of them stay open when they are idle.
-        migrate: What is done about missing tables.
-        weak_durability: What is done about a server that may lose acknowledged turns.
+        migrate: What is done about missing tables of PostgreSQL; see `PostgresStore`.
 
     Raises:
         ConfigurationError: The URL names no store, or one this version does not have, or its driver is not installed.
@@ -385,24 +357,29 @@ def open_store(
             mode=cast("Literal['rwc', 'rw']", options.get("mode", "rwc")),
         )
     if parsed.scheme == "postgresql":
-        try:
-            from convmem.stores.postgres import PostgresStore
-        except ModuleNotFoundError as error:
-            msg = 'PostgresStore needs: pip install "convmem[postgres]"'
-            raise ConfigurationError(msg) from error
-        cache = parsed.options.get("statement_cache_size")
-        return PostgresStore.connecting(
-            parsed.without("statement_cache_size").secret_text,
-            schema=namespace,
-            migrate=migrate,
-            timeout=timeout,
-            weak_durability=weak_durability,
-            pool_max=pool_max,
-            pool_min=pool_min,
-            statement_cache_size=None if cache is None else int(cache),
-        )
+        return _postgres(parsed, namespace, migrate)
     msg = f"CONVMEM_STORE is {parsed.scheme!r}, a store that comes with a later version; use sqlite, postgresql or memory now."
     raise ConfigurationError(msg)
+
+
+def _postgres(url: StoreURL, schema: str, migrate: Literal["auto", "check", "off"]) -> Store:
+    try:
+        from convmem.stores.postgres import PostgresStore
+    except ModuleNotFoundError as error:
+        msg = 'PostgresStore needs: pip install "convmem[postgres]"'
+        raise ConfigurationError(msg) from error
+
+    options = url.options
+    return PostgresStore.at(
+        url.without(*POSTGRES_OPTIONS).secret_text,
+        schema=schema,
+        migrate=migrate,
+        timeout=parse_duration(options.get("timeout", "5s")),
+        unsafe=cast("Literal['warn', 'refuse', 'allow']", options.get("unsafe", "warn")),
+        pool_max=int(options.get("pool_max", "10")),
+        pool_min=int(options.get("pool_min", "1")),
+        statement_cache_size=int(options["statement_cache_size"]) if "statement_cache_size" in options else None,
+    )
 
 
 def _plain_text(value: object) -> str:

@@ -30,23 +30,27 @@ _SPELLINGS = {
     "postgresql+psycopg": "postgresql",
     "postgresql+psycopg2": "postgresql",
 }
+POSTGRES_OPTIONS = ("timeout", "pool_max", "pool_min", "statement_cache_size", "unsafe")
+"""The parameters of a PostgreSQL URL that are the store's own; the others are the driver's."""
 _POSTGRES_PARAMETERS = (
+    *POSTGRES_OPTIONS,
     *("host", "port", "user", "password", "dbname", "database", "passfile", "service", "target_session_attrs", "application_name"),
     *("sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl", "sslpassword", "sslnegotiation"),
-    *("ssl_min_protocol_version", "ssl_max_protocol_version", "krbsrvname", "gsslib", "options", "statement_cache_size"),
+    *("ssl_min_protocol_version", "ssl_max_protocol_version", "krbsrvname", "gsslib", "options"),
 )
-"""What asyncpg reads from a URL, and one of its own arguments."""
 _POSTGRES_ADVICE = {
-    "ssl": "write sslmode=require, or sslmode=verify-full.",
+    "channel_binding": "the driver cannot do it; leave it out, and use sslmode=verify-full.",
+    "connect_timeout": "use timeout=5s, which holds for a whole call.",
+    "connection_limit": "use pool_max.",
     "pgbouncer": "a pooler is found by itself; statement_cache_size=0 says that there is one.",
-    "channel_binding": "asyncpg cannot do it; leave it out, and use sslmode=verify-full.",
-    "connect_timeout": "set CONVMEM_STORE_TIMEOUT.",
-    "pool_size": "set CONVMEM_POOL_MAX.",
-    "connection_limit": "set CONVMEM_POOL_MAX.",
-    "pool_timeout": "set CONVMEM_STORE_TIMEOUT.",
+    "pool_size": "use pool_max.",
+    "pool_timeout": "use timeout=5s, which holds for a whole call.",
     "schema": "set CONVMEM_NAMESPACE.",
+    "ssl": "use sslmode=require, or sslmode=verify-full.",
 }
 """What people bring from other drivers, and what says the same here."""
+_POSTGRES_LEAST = {"pool_max": 1, "pool_min": 0, "statement_cache_size": 0}
+_UNSAFE = ("warn", "refuse", "allow")
 _SQLITE_PARAMETERS = {"mode": ("rwc", "rw"), "synchronous": ("full", "normal", "extra"), "busy_timeout": ()}
 
 
@@ -201,11 +205,28 @@ def _check_sqlite_parameter(name: str, value: str) -> None:
 
 def _check_postgres(url: StoreURL) -> None:
     for name, value in url.query:
-        if name not in _POSTGRES_PARAMETERS:
-            hint = nearest(name, _POSTGRES_PARAMETERS)
-            advice = _POSTGRES_ADVICE.get(name) or (f"did you mean {hint}?" if hint else "use those of asyncpg, or statement_cache_size.")
-            msg = f"CONVMEM_STORE has the unknown parameter {name[:40]!r}; {advice}"
-            raise ConfigurationError(msg)
-        if name == "statement_cache_size" and not (value.isascii() and value.isdigit()):
-            msg = "CONVMEM_STORE has a statement_cache_size that is no number; use 0 behind a pooler in transaction mode, or leave it out."
-            raise ConfigurationError(msg)
+        _check_postgres_parameter(name, value)
+    most, least = (int(url.options.get(name, default)) for name, default in (("pool_max", "10"), ("pool_min", "1")))
+    if least > most:
+        msg = f"CONVMEM_STORE has a pool_min of {least} and a pool_max of {most}; raise the second or lower the first."
+        raise ConfigurationError(msg)
+
+
+def _check_postgres_parameter(name: str, value: str) -> None:
+    if name not in _POSTGRES_PARAMETERS:
+        hint = nearest(name, _POSTGRES_PARAMETERS)
+        advice = _POSTGRES_ADVICE.get(name) or (f"did you mean {hint}?" if hint else f"PostgreSQL has {', '.join(_POSTGRES_PARAMETERS)}.")
+        msg = f"CONVMEM_STORE has the unknown parameter {name[:40]!r}; {advice}"
+        raise ConfigurationError(msg)
+    if name in _POSTGRES_LEAST and not (value.isascii() and value.isdigit() and int(value) >= _POSTGRES_LEAST[name]):
+        msg = f"CONVMEM_STORE has {name}={value[:40]!r}; use a whole number, {_POSTGRES_LEAST[name]} or more."
+        raise ConfigurationError(msg)
+    if name == "unsafe" and value not in _UNSAFE:
+        msg = f"CONVMEM_STORE has unsafe={value[:40]!r}; use {', '.join(_UNSAFE[:-1])} or {_UNSAFE[-1]}."
+        raise ConfigurationError(msg)
+    if name == "timeout":
+        try:
+            parse_duration(value)
+        except ValueError as error:
+            msg = f"CONVMEM_STORE has a timeout that {error}."
+            raise ConfigurationError(msg) from None

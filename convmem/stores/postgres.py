@@ -58,12 +58,12 @@ class PostgresStore(Store):
 
     Args:
         pool: An asyncpg pool, which is never closed by the store and used in the event loop it was made in only. Behind a
-            pooler in transaction mode, make it with ``statement_cache_size=0``. `PostgresStore.connecting` makes connections
+            pooler in transaction mode, make it with ``statement_cache_size=0``. `PostgresStore.at` makes connections
             of its own, for any number of event loops.
         schema: Where the tables are; only letters, digits, ``_`` and ``-``.
         migrate: ``auto`` makes missing tables at the first call, ``check`` names them then, ``off`` does not look.
         timeout: How long a call may take, waiting for a connection included, before `StoreUnavailable`.
-        weak_durability: ``warn`` warns once about a server that may lose acknowledged turns, ``refuse`` does not use it.
+        unsafe: A server that may lose acknowledged turns in a crash: ``warn`` once, ``refuse`` to use it, or ``allow`` it.
     """
 
     name: ClassVar[str] = "postgresql"
@@ -76,24 +76,24 @@ class PostgresStore(Store):
         schema: str = "convmem",
         migrate: Migrate = "auto",
         timeout: timedelta = timedelta(seconds=5),
-        weak_durability: Literal["warn", "refuse"] = "warn",
+        unsafe: Literal["warn", "refuse", "allow"] = "warn",
     ) -> None:
         """Remember where; the first call connects."""
         if not schema.replace("_", "").replace("-", "").isalnum() or not schema.isascii():
             msg = f"schema is {schema[:40]!r}; use letters, digits, _ and -."
             raise ValueError(msg)
         connections = pool if isinstance(pool, Connections) else BorrowedConnections(pool)
-        self._database = Database(self.name, connections, Rules(schema, migrate, timeout, weak_durability))
+        self._database = Database(self.name, connections, Rules(schema, migrate, timeout, unsafe))
 
     @classmethod
-    def connecting(
+    def at(
         cls,
         dsn: str,
         *,
         schema: str = "convmem",
         migrate: Migrate = "auto",
         timeout: timedelta = timedelta(seconds=5),
-        weak_durability: Literal["warn", "refuse"] = "warn",
+        unsafe: Literal["warn", "refuse", "allow"] = "warn",
         pool_max: int = 10,
         pool_min: int = 1,
         statement_cache_size: int | None = None,
@@ -105,14 +105,14 @@ class PostgresStore(Store):
             schema: See the class.
             migrate: See the class.
             timeout: See the class.
-            weak_durability: See the class.
+            unsafe: See the class.
             pool_max: How many connections are open at most in one event loop.
             pool_min: How many of them stay open when they are idle.
             statement_cache_size: 0 prepares no statement; None finds out whether a pooler stands in between, where none may be.
         """
         options = {"dsn": dsn} if statement_cache_size is None else {"dsn": dsn, "statement_cache_size": statement_cache_size}
         connections = OwnConnections(options, location=_place_of(dsn), pooling=Pooling(pool_max, pool_min))
-        return cls(connections, schema=schema, migrate=migrate, timeout=timeout, weak_durability=weak_durability)
+        return cls(connections, schema=schema, migrate=migrate, timeout=timeout, unsafe=unsafe)
 
     async def load(
         self,

@@ -312,7 +312,7 @@ class _OfLoop:
                     self._wake()
             if not isinstance(error, TimeoutError):
                 raise
-            msg = f"all {self._pooling.most} connections of this process were busy; raise CONVMEM_POOL_MAX"
+            msg = f"all {self._pooling.most} connections of this process were busy; raise pool_max in CONVMEM_STORE"
             raise NotConnectedError(msg) from None
 
     async def _opened(self, deadline: float) -> asyncpg.Connection:

@@ -38,7 +38,7 @@ _SETTINGS = (
 )
 
 
-class WeakDurabilityWarning(UserWarning):
+class UnsafePostgresWarning(UserWarning):
     """The server is set so that acknowledged turns can be lost; the message says how to change that."""
 
 
@@ -49,13 +49,13 @@ class Rules(NamedTuple):
         schema: Where the tables are.
         migrate: What is done about missing ones.
         timeout: How long a call may take.
-        weak_durability: What is done about a server that may lose acknowledged turns.
+        unsafe: What is done about a server that may lose acknowledged turns.
     """
 
     schema: str = "convmem"
     migrate: Migrate = "auto"
     timeout: timedelta = timedelta(seconds=5)
-    weak_durability: Literal["warn", "refuse"] = "warn"
+    unsafe: Literal["warn", "refuse", "allow"] = "warn"
 
 
 class Database:
@@ -141,15 +141,15 @@ class Database:
         if row["standby"] or row["read_only"] == "on":
             raise SchemaError(_STANDBY)
         danger = _danger(row)
-        if danger and self.rules.weak_durability == "refuse":
+        if danger and self.rules.unsafe == "refuse":
             raise SchemaError(danger)
         if self.rules.migrate == "auto":
             await migrate(connection, self.rules.schema, timeout=_left(deadline))
         if self.rules.migrate == "check":
             await check_schema(connection, self.rules.schema, timeout=_left(deadline))
-        if danger and not self._warned:
+        if danger and self.rules.unsafe == "warn" and not self._warned:
             self._warned = True
-            warnings.warn(f"{danger[0].upper()}{danger[1:]}.", WeakDurabilityWarning, stacklevel=2)
+            warnings.warn(f"{danger[0].upper()}{danger[1:]}.", UnsafePostgresWarning, stacklevel=2)
 
 
 _STANDBY = "this server is a standby, or read-only; name the primary in CONVMEM_STORE, or all hosts: postgresql://a,b/database"

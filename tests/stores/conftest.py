@@ -36,7 +36,7 @@ def _sqlite(request: pytest.FixtureRequest) -> Backend:
 def _postgres(request: pytest.FixtureRequest) -> Backend:
     url: str = request.getfixturevalue("postgres_database")
     nowhere = f"postgresql://postgres@{HOST}:{free_port()}/postgres"
-    return Backend(lambda: PostgresStore.connecting(url), lambda: PostgresStore.connecting(nowhere, timeout=timedelta(seconds=0.5)))
+    return Backend(lambda: PostgresStore.at(url), lambda: PostgresStore.at(nowhere, timeout=timedelta(seconds=0.5)))
 
 
 STORES: dict[str, Callable[[pytest.FixtureRequest], Backend]] = {
