@@ -37,6 +37,7 @@ from convmem.stores.base import (
     Store,
     StoredEntry,
     key_of_owner,
+    newest_turns,
     page_cursor,
     path_of_tenant,
     read_page_cursor,
@@ -47,8 +48,8 @@ from convmem.stores.postgres_connections import BorrowedConnections, Connections
 from convmem.stores.postgres_database import MOST_TRIES, Database, Rules, durability
 from convmem.stores.postgres_schema import Migrate, missing_tables
 
-ENTRIES_A_TURN = 4
-"""So many entries for each turn asked for are looked at to find where a window begins; more are when that was not enough."""
+ENTRIES_A_MESSAGE = 2
+"""So many entries for each message asked for are looked at to find where a window begins; more are when that was not enough."""
 ADDRESSES_A_PAGE = 20
 """So many addresses for each conversation asked for are looked at by one page of a walk over all owners."""
 
@@ -125,14 +126,15 @@ class PostgresStore(Store):
         lease: Lease | None = None,
     ) -> Log:
         """See `Store.load`."""
-        looked_at, token = _entries_for(turns, messages), lease.token if lease else None
+        looked_at = None if messages is None else messages * ENTRIES_A_MESSAGE + 8
+        token = lease.token if lease else None
         taken_when_held_by: str | None = None
         for _ in range(MOST_TRIES):
             asked = (turn, turns, messages, before, token, lease.term if lease else None, looked_at)
             seen = _Seen(await self._database.run("load", "load", _id_of(key), *asked))
             if seen.is_answer(token):
                 break
-            if seen.low is None and looked_at is not None:
+            if seen.is_short and looked_at is not None:
                 looked_at *= 8
             if seen.is_taken and taken_when_held_by is None:
                 taken_when_held_by = seen.holder
@@ -142,7 +144,7 @@ class PostgresStore(Store):
             await self.release(key, token)
             seen.holder = ""
         found = seen.look_up(seen.holder if taken_when_held_by is None else taken_when_held_by) if turn is not None else None
-        return seen.log(token, found)
+        return seen.log(token, found, turns, messages, before)
 
     async def append(self, key: SessionKey, after: Head, entry: Entry, *, ttl: timedelta | None = None, release: bool = False) -> Appended:
         """See `Store.append`."""
@@ -236,7 +238,7 @@ class _Seen:
 
     def __init__(self, rows: list[Any]) -> None:
         log = tuple(next(row["log"] for row in rows if row["log"] is not None))
-        epoch, n, entry, turns, start, pinned, self.expired, self.deleted, ended, self.low = log[:10]
+        epoch, n, entry, turns, start, pinned, self.expired, self.deleted, ended, self.is_short = log[:10]
         self.holder, self.since, self.until, self.now, self.taken, self.taken_until, self.is_newest = log[10:17]
         self.turn_n, self.turn_token, self.turn_closing, self.turn_visible = log[17:]
         self.head = Head(epoch, n, entry, turns, start, tuple(pinned or ()))
@@ -253,23 +255,23 @@ class _Seen:
 
     def is_answer(self, token: str | None) -> bool:
         """Return whether it saw enough, and the newest; a lease that somebody else got meanwhile, or whose row it waited for, is news."""
-        if self.low is None:
+        if self.is_short:
             return False
         if token is None or self.is_complete:
             return True
         return bool(self.is_newest) if self.is_taken else self.holder not in ("", token)
 
-    def log(self, token: str | None, found: Lookup | None) -> Log:
+    def log(self, token: str | None, found: Lookup | None, turns: int | None, messages: int | None, before: int | None) -> Log:
         """Return the answer of a load that asked for the lease with this token."""
         held, since, until = (token, self.taken, self.taken_until) if self.is_taken else (self.holder, self.since, self.until)
         holder = Holder(held, self.now - since, until - self.now) if held else Holder()
         if self.expired:
             head = Head(self.head.epoch, self.head.n, self.head.id, 0, self.head.n)
             return Log(head, (), (), holder, found, expired=True, deleted_at=self.deleted, ended=self.ended)
-        stored = sorted((_stored(self.head.epoch, row) for row in self.rows), key=lambda each: each.n)
-        low = self.low or 0
-        entries = tuple(each for each in stored if each.n > low)
-        pinned = tuple(each for each in stored if each.n <= low)
+        stored = sorted((_stored(self.head.epoch, row) for row in self.rows), key=lambda each: each.n, reverse=True)
+        entries = newest_turns(stored, turns, messages)
+        first = entries[0].n if entries else before or self.head.n + 1
+        pinned = tuple(each for each in reversed(stored) if each.n < first and each.n in self.head.pinned)
         return Log(self.head, entries, pinned, holder, found, deleted_at=self.deleted, ended=self.ended)
 
     def look_up(self, holder: str) -> Lookup:
@@ -317,12 +319,6 @@ def _path_of(row: Any) -> tuple[str, str, str]:
 def _id_of(key: SessionKey) -> UUID:
     """Return the first half of the SHA-256 of the address: 128 bits nobody can aim at, and no counter to meet at."""
     return UUID(bytes=hashlib.sha256("/".join(key.path).encode()).digest()[:16])
-
-
-def _entries_for(turns: int | None, messages: int | None) -> int | None:
-    """Return how many entries to look at for a window; None for all."""
-    bounds = [limit * each for limit, each in ((turns, ENTRIES_A_TURN), (messages, 2)) if limit is not None]
-    return min(bounds) + 8 if bounds else None
 
 
 def _time(seconds: float) -> datetime:

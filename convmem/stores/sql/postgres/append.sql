@@ -19,6 +19,8 @@ WITH seen AS (
     SELECT
         (SELECT entry FROM convmem.convmem_entry WHERE conversation = $1::uuid AND n = $6::bigint) AS there,
         (SELECT entry FROM convmem.convmem_entry WHERE conversation = $1::uuid AND n = $6::bigint + 1) AS next
+), earlier AS (
+    SELECT n, token FROM convmem.convmem_entry WHERE conversation = $1::uuid AND turn = $9::text
 ), decided AS (
     SELECT seen.*, CASE
         WHEN $5::text <> '' AND seen.ended ? $5::text THEN 'gone'
@@ -66,9 +68,9 @@ WITH seen AS (
     RETURNING id, updated
 ), written AS (
     INSERT INTO convmem.convmem_entry
-        (conversation, n, start, stored, count, turns, format, closing, visible, kind, entry, turn, token, key_id, pinned, hides, body)
+        (conversation, n, start, stored, count, turns, format, closing, visible, opens, kind, entry, turn, token, key_id, pinned, hides, body)
     SELECT id, $6::bigint + 1, $16::bigint, now(), $14::integer, $15::integer, $19::integer, $13::boolean, $12::text = 'turn',
-        $12::text, $8::text, $9::text, $10::text, $20::text, $17::bigint[], $18::bigint[], $21::bytea
+        NOT EXISTS (SELECT FROM earlier WHERE token = $10::text), $12::text, $8::text, $9::text, $10::text, $20::text, $17::bigint[], $18::bigint[], $21::bytea
     FROM (SELECT id FROM moved UNION ALL SELECT id FROM made) AS address
     RETURNING n
 ), removed AS (
@@ -76,12 +78,10 @@ WITH seen AS (
     WHERE e.conversation = moved.id AND decided.expired AND e.n < CASE WHEN $16::bigint > decided.start THEN $16::bigint ELSE 0 END
 ), hidden AS (
     UPDATE convmem.convmem_entry AS e SET visible = false
-    FROM moved, decided
-    WHERE e.conversation = moved.id AND e.visible
-        AND e.n = ANY (ARRAY(
-            SELECT n FROM convmem.convmem_entry WHERE conversation = $1::uuid AND turn = $9::text AND token <> $10::text
-            UNION ALL SELECT unnest($18::bigint[])
-        ))
+    FROM moved, decided, (
+        SELECT n FROM earlier WHERE token <> $10::text UNION SELECT unnest($18::bigint[])
+    ) AS target
+    WHERE e.conversation = moved.id AND e.n = target.n AND e.visible
         AND NOT (decided.expired AND e.n < CASE WHEN $16::bigint > decided.start THEN $16::bigint ELSE 0 END)
 )
 SELECT CASE WHEN outcome = 'stored' AND NOT EXISTS (SELECT FROM written) THEN 'again' ELSE outcome END AS outcome,

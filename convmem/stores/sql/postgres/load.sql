@@ -1,8 +1,9 @@
 -- $1 conversation  $2 turn to look up  $3 turns  $4 messages  $5 before    null: not asked for, no limit
 -- $6 token  $7 term of the lease to take; null: none
--- $8 how many entries are looked at to find where the window begins; null: all
+-- $8 how many entries are looked at to find as many messages
 --
--- One row has "log" and nothing else; each other row is an entry. "low" is null when $8 entries were too few.
+-- One row has "log" and nothing else; each other row is an entry: those of the window, and those that are pinned before it. Where
+-- the window begins is told by the entries that open a turn. It may begin too early, when an edit hid such an entry, never too late.
 WITH seen AS (
     SELECT coalesce(c.epoch, '') AS epoch, coalesce(c.n, 0) AS n, coalesce(c.entry, '') AS entry, coalesce(c.turns, 0) AS turns,
         coalesce(c.start, 0) AS start, c.pinned, coalesce(c.expires <= now(), false) AS expired,
@@ -32,27 +33,31 @@ WITH seen AS (
         entry = CASE WHEN l.token = excluded.token AND l.until > now() THEN excluded.entry ELSE l.entry END
     WHERE l.token = excluded.token OR l.until <= now()
     RETURNING l.taken, l.until, l.epoch, l.n, l.entry
-), newest AS (
-    SELECT e.n, e.turn, e.count
-    FROM seen, LATERAL (
-        SELECT n, turn, count FROM convmem.convmem_entry
-        WHERE conversation = $1::uuid AND visible AND n > seen.start AND n < coalesce($5::bigint, seen.n + 1)
-        ORDER BY n DESC LIMIT $8::bigint
-    ) AS e
-    WHERE NOT seen.expired AND coalesce($3::bigint, $4::bigint) IS NOT NULL
-), counted AS (
-    SELECT n, opens, sum(opens) OVER w AS turns, sum(count) OVER w - count AS messages
-    FROM (SELECT n, count, (turn IS DISTINCT FROM lag(turn) OVER (ORDER BY n DESC))::integer AS opens FROM newest) AS each
-    WINDOW w AS (ORDER BY n DESC ROWS UNBOUNDED PRECEDING)
+), reached AS (
+    SELECT max(n) FILTER (WHERE total >= $4::bigint) AS n, count(*) >= $8::bigint AS short
+    FROM (
+        SELECT e.n, sum(e.count) OVER (ORDER BY e.n DESC ROWS UNBOUNDED PRECEDING) AS total
+        FROM seen, LATERAL (
+            SELECT n, count FROM convmem.convmem_entry
+            WHERE conversation = $1::uuid AND visible AND n > seen.start AND n < coalesce($5::bigint, seen.n + 1)
+            ORDER BY n DESC LIMIT $8::bigint
+        ) AS e
+    ) AS each
 ), edge AS MATERIALIZED (
-    SELECT CASE
-        WHEN seen.expired OR $3::bigint = 0 OR $4::bigint = 0 THEN seen.n
-        WHEN coalesce($3::bigint, $4::bigint) IS NULL THEN seen.start
-        ELSE coalesce(
-            (SELECT max(n) FROM counted WHERE opens = 1 AND (turns > $3::bigint OR messages >= $4::bigint)),
-            CASE WHEN $8::bigint IS NULL OR (SELECT count(*) FROM newest) < $8::bigint THEN seen.start END
-        )
-    END AS low
+    SELECT CASE WHEN expired OR $3::bigint = 0 OR $4::bigint = 0 THEN n ELSE greatest(
+        start,
+        CASE WHEN $3::bigint IS NOT NULL THEN (
+            SELECT e.n - 1 FROM convmem.convmem_entry AS e
+            WHERE e.conversation = $1::uuid AND e.visible AND e.opens AND e.n > seen.start AND e.n < coalesce($5::bigint, seen.n + 1)
+            ORDER BY e.n DESC OFFSET greatest($3::bigint - 1, 0) LIMIT 1
+        ) END,
+        CASE WHEN $4::bigint IS NOT NULL THEN (
+            SELECT e.n - 1 FROM convmem.convmem_entry AS e
+            WHERE e.conversation = $1::uuid AND e.visible AND e.opens AND e.n > seen.start AND e.n <= (SELECT n FROM reached)
+            ORDER BY e.n DESC LIMIT 1
+        ) END
+    ) END AS low,
+    CASE WHEN $4::bigint IS NOT NULL THEN (SELECT n IS NULL AND short FROM reached) END IS TRUE AS short
     FROM seen
 ), shown AS (
     SELECT e.n, stored, count, turns, start, format, closing, kind, entry, turn, token, key_id, pinned, hides, body
@@ -62,7 +67,7 @@ WITH seen AS (
 )
 SELECT ROW(
         seen.epoch, seen.n, seen.entry, seen.turns, seen.start, seen.pinned, seen.expired, seen.deleted, seen.ended::text,
-        (SELECT low FROM edge),
+        (SELECT short FROM edge),
         seen.holder, seen.taken, seen.until, now(),
         held.taken, held.until, (held.epoch, held.n, held.entry) IS NOT DISTINCT FROM (seen.epoch, seen.n, seen.entry),
         found.n, found.token, found.closing, found.visible
@@ -76,6 +81,6 @@ SELECT NULL, shown.* FROM shown
 UNION ALL
 SELECT NULL, e.n, e.stored, e.count, e.turns, e.start, e.format, e.closing, e.kind, e.entry, e.turn, e.token, e.key_id, e.pinned,
     e.hides, e.body
-FROM seen, convmem.convmem_entry AS e
-WHERE e.conversation = $1::uuid AND e.n = ANY (seen.pinned) AND e.visible AND e.n > seen.start AND NOT seen.expired
+FROM seen, unnest(seen.pinned) AS pin (n), convmem.convmem_entry AS e
+WHERE e.conversation = $1::uuid AND e.n = pin.n AND e.visible AND e.n > seen.start AND NOT seen.expired
     AND e.n <= (SELECT low FROM edge) AND e.n < coalesce($5::bigint, seen.n + 1)

@@ -45,6 +45,7 @@ CREATE TABLE convmem.convmem_entry (
     format   integer NOT NULL,
     closing  boolean NOT NULL,
     visible  boolean NOT NULL,                     -- false: superseded, hidden, or not a turn's
+    opens    boolean NOT NULL,                     -- the first entry of its attempt
     kind     text COLLATE "C" NOT NULL,
     entry    text COLLATE "C" NOT NULL,
     turn     text COLLATE "C" NOT NULL,
@@ -58,7 +59,8 @@ CREATE TABLE convmem.convmem_entry (
 
 ALTER TABLE convmem.convmem_entry ALTER COLUMN body SET STORAGE EXTERNAL;
 
-CREATE INDEX convmem_entry_of_turn ON convmem.convmem_entry (conversation, turn, n);
+-- The turn in front: ids are made in the order of time, so that neighbours are written together.
+CREATE INDEX convmem_entry_of_turn ON convmem.convmem_entry (turn, conversation, n);
 
 -- Who holds a conversation, and the head as of the last write: whoever waited for this row compares that head with the one it
 -- read. Unlogged: taking a lease costs no flush. A crash of the server empties it, which frees every conversation and no more.
