@@ -34,7 +34,7 @@ def _sqlite(request: pytest.FixtureRequest) -> Backend:
 
 
 def _postgres(request: pytest.FixtureRequest) -> Backend:
-    url: str = request.getfixturevalue("postgres_database")
+    url: str = request.getfixturevalue("postgres_url")
     nowhere = f"postgresql://postgres@{HOST}:{free_port()}/postgres"
     return Backend(lambda: PostgresStore.at(url), lambda: PostgresStore.at(nowhere, timeout=timedelta(seconds=0.5)))
 

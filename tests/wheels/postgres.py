@@ -223,6 +223,6 @@ def postgres_server(postgres_wheel: PostgresWheel) -> PostgresServer:
 
 
 @pytest.fixture(scope="session")
-def postgres_database(postgres_server: PostgresServer) -> str:
+def postgres_url(postgres_server: PostgresServer) -> str:
     """The URL of a database that tests share."""
     return postgres_server.database()
