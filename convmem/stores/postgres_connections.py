@@ -34,9 +34,10 @@ _HOPELESS = (
     asyncpg.ClientConfigurationError,
     asyncpg.UndefinedObjectError,
     asyncpg.InvalidParameterValueError,
-    asyncpg.TargetServerAttributeNotMatched,
 )
 """What a second attempt to connect would be told as well."""
+ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
+"""Whatever asyncpg raises."""
 NOT_TO_BE_USED_AGAIN = (
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InvalidSQLStatementNameError,
@@ -95,7 +96,7 @@ class BorrowedConnections(Connections):
         """See `Connections.use`."""
         try:
             connection = await self._pool.acquire(timeout=max(deadline - time.monotonic(), 0.001))
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+        except ERRORS as error:
             raise NotConnectedError from error
         try:
             yield connection
@@ -327,7 +328,7 @@ class _OfLoop:
                 await self._pause(deadline, patience)
                 try:
                     connection = await self._connect(max(deadline - time.monotonic(), 0.001))
-                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+                except ERRORS as error:
                     self._failed(error)
                     if isinstance(error, _HOPELESS):
                         raise NotConnectedError from error
@@ -358,7 +359,7 @@ class _OfLoop:
 
 async def _end(connection: asyncpg.Connection) -> None:
     """Close in peace within a second: a statement that still runs is cancelled by the driver first."""
-    with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+    with suppress(*ERRORS):
         await connection.close(timeout=1)
     connection.terminate()
 

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import asyncpg
 
 from convmem.exceptions import StoreUnavailable
-from convmem.stores.postgres_connections import BorrowedConnections, Connection, Connections, NotConnectedError
+from convmem.stores.postgres_connections import ERRORS, BorrowedConnections, Connection, Connections, NotConnectedError
 from convmem.stores.postgres_schema import Migrate, SchemaError, check_schema, migrate, missing_right, missing_tables, statement
 
 T = TypeVar("T")
@@ -28,9 +28,15 @@ _WRITES = ("append", "delete")
 _RACES = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 _POOLED = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
 _NO_TABLES = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError, asyncpg.UndefinedColumnError)
-_CUT = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError)
+_CUT = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+)
 """What may come after the server has done what it was asked; any other error of it says that it has not."""
-_DRIVER = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 _SETTINGS = (
     "SELECT pg_is_in_recovery() AS standby, current_setting('transaction_read_only') AS read_only,"
     " current_setting('fsync') AS fsync, current_setting('full_page_writes') AS full_page_writes,"
@@ -111,7 +117,7 @@ class Database:
             except _CUT as error:  # it died while nobody used it; what reads, or is repeated with the same token, is sent once more
                 if tries > 1 or operation in _WRITES or isinstance(error, TimeoutError):
                     self._fail(operation, error)
-            except (NotConnectedError, SchemaError, *_DRIVER) as error:
+            except (NotConnectedError, SchemaError, *ERRORS) as error:
                 self._fail(operation, error)
         raise AssertionError
 

@@ -132,9 +132,14 @@ def statements(script: str) -> list[str]:
 
 
 async def _newest(connection: Connection, schema: str, timeout: float) -> int:
-    """Return the number of the newest file that was applied; 0 when none was."""
-    there = await connection.fetch("SELECT to_regclass($1) IS NOT NULL", f'"{schema}".convmem_migration', timeout=timeout)
-    if not there[0][0]:
+    """Return the number of the newest file that was applied; 0 when none was.
+
+    Looked up in the catalogue's tables: to_regclass still answers "no" to who waited for the lock, from its cache.
+    """
+    there = await connection.fetch(
+        "SELECT FROM pg_catalog.pg_tables WHERE schemaname = $1 AND tablename = 'convmem_migration'", schema, timeout=timeout
+    )
+    if not there:
         return 0
     rows = await connection.fetch(in_schema("SELECT coalesce(max(number), 0) FROM convmem.convmem_migration", schema), timeout=timeout)
     return int(rows[0][0])
@@ -142,7 +147,7 @@ async def _newest(connection: Connection, schema: str, timeout: float) -> int:
 
 async def _exists(connection: Connection, schema: str) -> bool:
     """Return whether the schema is there: to make one that is takes a right that its owner need not have."""
-    return bool((await connection.fetch("SELECT to_regnamespace($1) IS NOT NULL", f'"{schema}"'))[0][0])
+    return bool(await connection.fetch("SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1", schema))
 
 
 def _applied(schema: str, number: int) -> str:

@@ -1,4 +1,5 @@
 """What PostgresStore promises beyond the contract: trips and bytes, tables, rights, poolers, connections, several loops."""
+# ruff: noqa: E501 - statements that fill tables
 
 from __future__ import annotations
 
@@ -37,6 +38,11 @@ from tests.wheels.postgres import PostgresServer, PostgresWheel
 ROOT = Path(__file__).parents[2]
 
 
+def port_of(url: str) -> int:
+    """Return the port in a URL."""
+    return int(re.search(r":(\d+)/", url)[1])
+
+
 def through(url: str, port: int) -> str:
     """Return the URL of the same database by way of another port."""
     return re.sub(r":\d+/", f":{port}/", url)
@@ -45,7 +51,7 @@ def through(url: str, port: int) -> str:
 @asynccontextmanager
 async def proxied(url: str) -> AsyncIterator[tuple[PostgresStore, Proxy]]:
     """Return a store behind a proxy, its connection open and its statements prepared."""
-    port = int(re.search(r":(\d+)/", url)[1])
+    port = port_of(url)
     async with Proxy(HOST, port) as proxy, PostgresStore.at(through(url, proxy.port)) as store:
         writer = Writer(store)
         for _ in range(6):
@@ -158,7 +164,7 @@ async def test_every_verb_is_one_round_trip(postgres_url: str) -> None:
         lease = Lease(writer.token, LONG)
         calls = {
             "load": lambda: writer.load(turns=1, turn="t", term=LONG),
-            "append": lambda: writer.append(),
+            "append": writer.append,
             "renew": lambda: store.renew(writer.key, lease, writer.head),
             "release": lambda: store.release(writer.key, writer.token),
             "list": lambda: store.list(writer.key.owner),
@@ -254,28 +260,34 @@ async def test_an_owner_with_ten_thousand_conversations_is_paged_by_day(postgres
 
 
 MIGRATOR = """
-import asyncio, sys
+import asyncio, os, sys
 from convmem.stores.postgres import PostgresStore
 from convmem.testing.writer import Writer
+
 async def main():
     async with PostgresStore.at(sys.argv[1]) as store:
         writer = Writer(store)
         await writer.append()
         assert len(await writer.visible()) == 1
-asyncio.run(main())
+
+def work():
+    try:
+        asyncio.run(main())
+    except BaseException as error:
+        print(repr(error), file=sys.stderr, flush=True)
+        os._exit(1)
+    os._exit(0)
+
+children = [os.fork() or work() for _ in range(20)]
+sys.exit(any(os.waitpid(child, 0)[1] for child in children))
 """
 
 
 def test_twenty_processes_that_start_at_once_agree_on_one_schema(postgres_server: PostgresServer) -> None:
     """A deployment starts all its workers at the same moment on an empty database; CREATE TABLE IF NOT EXISTS alone fails then."""
-    url = postgres_server.database()
-    workers = [
-        subprocess.Popen([sys.executable, "-W", "error", "-c", MIGRATOR, url], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        for _ in range(20)
-    ]
-    for worker in workers:
-        _, complaint = worker.communicate(timeout=120)
-        assert worker.returncode == 0, complaint
+    command = [sys.executable, "-W", "error", "-c", MIGRATOR, postgres_server.database()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.asyncio
@@ -284,7 +296,7 @@ async def test_many_stores_at_once_make_the_tables_once(postgres_server: Postgre
     url = postgres_server.database()
     stores = [PostgresStore.at(url) for _ in range(20)]
     applied = await asyncio.gather(*(store.migrate() for store in stores))
-    assert sorted(applied, key=len)[-1] == tuple(migration.name for migration in migrations())
+    assert max(applied, key=len) == tuple(migration.name for migration in migrations())
     assert sum(bool(names) for names in applied) == 1
     for store in stores:
         await store.check()
@@ -412,21 +424,19 @@ async def test_reading_and_writing_rows_is_all_a_worker_has_to_be_allowed(fenced
     link, url = fenced_in
     followed: list[str] = []
     async with PostgresStore.at(url) as store:
-        for _ in range(4):
-            try:
-                await (writer := Writer(store)).append()
-                break
-            except StoreUnavailable as error:
-                grant = re.search(r"GRANT [^;]*?TO \w+", str(error))
-                assert grant, error
-                assert not error.unknown
-                if "ON DATABASE" in grant[0]:
-                    assert "convmem migrate --sql" in str(error)
-                    await link.execute(migration_sql("convmem"))  # what the sentence offers instead of the right
-                else:
-                    followed.append(grant[0].split(" ON ")[0])
-                    await link.execute(grant[0])
-        assert followed == ["GRANT USAGE", "GRANT SELECT, INSERT, UPDATE, DELETE"]
+        writer = Writer(store)
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable, match=r"GRANT [^;]*?TO \w+") as caught:
+                await writer.append()
+            assert not caught.value.unknown
+            grant = re.search(r"GRANT [^;]*?TO \w+", str(caught.value))[0]
+            followed.append(grant.split(" TO ")[0].split(" ON ")[0])
+            if "ON DATABASE" in grant:
+                assert "convmem migrate --sql" in str(caught.value)
+                grant = migration_sql("convmem")  # what the sentence offers instead of the right
+            await link.execute(grant)
+        assert followed == ["GRANT CREATE", "GRANT USAGE", "GRANT SELECT, INSERT, UPDATE, DELETE"]
+        await writer.append()
         await store.check()
         await store.delete(writer.key)
         await store.list(None)
@@ -501,7 +511,7 @@ async def test_a_call_that_timed_out_leaves_nothing_running_on_the_server(postgr
 @pytest.mark.asyncio
 async def test_idle_connections_are_kept_and_used_again(postgres_url: str) -> None:
     """A connection a request is ten times the cost of the request."""
-    async with Proxy(HOST, int(re.search(r":(\d+)/", postgres_url)[1])) as proxy:
+    async with Proxy(HOST, port_of(postgres_url)) as proxy:
         async with PostgresStore.at(through(postgres_url, proxy.port)) as store:
             for _ in range(20):
                 await store.load(fresh_key())
@@ -516,66 +526,66 @@ async def test_idle_connections_are_kept_and_used_again(postgres_url: str) -> No
 async def test_more_connections_than_are_kept_are_closed_when_idle(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rush of an hour ago must not hold the server's connections for ever."""
     monkeypatch.setattr("convmem.stores.postgres_connections.IDLE_FOR", 0.05)
-    async with Proxy(HOST, int(re.search(r":(\d+)/", postgres_url)[1])) as proxy:
-        async with PostgresStore.at(through(postgres_url, proxy.port), pool_max=8, pool_min=2) as store:
-            await asyncio.gather(*(store.load(fresh_key()) for _ in range(100)))
-            assert proxy.open > 2
-            for _ in range(12):
-                await asyncio.sleep(0.06)
-                await store.load(fresh_key())
-            assert proxy.open == 2
+    port = port_of(postgres_url)
+    async with Proxy(HOST, port) as proxy, PostgresStore.at(through(postgres_url, proxy.port), pool_max=8, pool_min=2) as store:
+        await asyncio.gather(*(store.load(fresh_key()) for _ in range(100)))
+        assert proxy.open > 2
+        for _ in range(12):
+            await asyncio.sleep(0.06)
+            await store.load(fresh_key())
+        assert proxy.open == 2
 
 
 @pytest.mark.asyncio
 async def test_an_outage_is_over_when_the_server_is_back(postgres_url: str) -> None:
     """Connections recover by themselves; a short outage is waited out, a long one is answered at once, and nobody storms the server."""
-    async with Proxy(HOST, int(re.search(r":(\d+)/", postgres_url)[1])) as proxy:
-        async with PostgresStore.at(through(postgres_url, proxy.port), timeout=timedelta(seconds=1)) as store:
-            writer = Writer(store)
-            await writer.append()
-            await proxy.refuse()
-            short = asyncio.create_task(store.load(writer.key))
-            await asyncio.sleep(0.3)
-            await proxy.mend()
-            assert (await short).head == writer.head
-            await proxy.refuse()
+    port = port_of(postgres_url)
+    async with Proxy(HOST, port) as proxy, PostgresStore.at(through(postgres_url, proxy.port), timeout=timedelta(seconds=1)) as store:
+        writer = Writer(store)
+        await writer.append()
+        await proxy.refuse()
+        short = asyncio.create_task(store.load(writer.key))
+        await asyncio.sleep(0.3)
+        await proxy.mend()
+        assert (await short).head == writer.head
+        await proxy.refuse()
+        with pytest.raises(StoreUnavailable):
+            await store.load(writer.key)
+        await asyncio.sleep(0.2)
+        began = time.monotonic()
+        for _ in range(20):
             with pytest.raises(StoreUnavailable):
                 await store.load(writer.key)
-            await asyncio.sleep(0.2)
-            began = time.monotonic()
-            for _ in range(20):
-                with pytest.raises(StoreUnavailable):
-                    await store.load(writer.key)
-            assert time.monotonic() - began < 4, "while a server is away for long, nobody waits for it"
-            await proxy.mend()
-            connections = proxy.connections
-            proxy.turn_away()
-            until = time.monotonic() + 2
-            while time.monotonic() < until:
-                await asyncio.gather(*(store.load(writer.key) for _ in range(50)), return_exceptions=True)
-                await asyncio.sleep(0.01)
-            assert proxy.connections - connections < 60, "a reconnect storm"
-            await proxy.mend()
-            await asyncio.sleep(2.1)
-            assert (await store.load(writer.key)).head == writer.head
+        assert time.monotonic() - began < 4, "while a server is away for long, nobody waits for it"
+        await proxy.mend()
+        connections = proxy.connections
+        proxy.turn_away()
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            await asyncio.gather(*(store.load(writer.key) for _ in range(50)), return_exceptions=True)
+            await asyncio.sleep(0.01)
+        assert proxy.connections - connections < 60, "a reconnect storm"
+        await proxy.mend()
+        await asyncio.sleep(2.1)
+        assert (await store.load(writer.key)).head == writer.head
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("cut", [0, 1, 30])
 async def test_an_append_whose_answer_is_lost_is_unknown_and_stored_once(postgres_url: str, cut: int) -> None:
     """A reset after sending says nothing about what the server did; the repeat of the very same entry finds out."""
-    async with Proxy(HOST, int(re.search(r":(\d+)/", postgres_url)[1])) as proxy:
-        async with PostgresStore.at(through(postgres_url, proxy.port)) as store:
-            writer = Writer(store)
-            for _ in range(3):
-                await writer.append()
-            entry = writer.entry()
-            proxy.cut_reply_after(cut)
-            with pytest.raises(StoreUnavailable) as caught:
-                await writer.offer(entry)
-            assert caught.value.unknown
-            assert (await writer.offer(entry)).outcome in {Outcome.STORED, Outcome.DUPLICATE}
-            assert (await store.load(writer.key)).head.n == 4
+    port = port_of(postgres_url)
+    async with Proxy(HOST, port) as proxy, PostgresStore.at(through(postgres_url, proxy.port)) as store:
+        writer = Writer(store)
+        for _ in range(3):
+            await writer.append()
+        entry = writer.entry()
+        proxy.cut_reply_after(cut)
+        with pytest.raises(StoreUnavailable) as caught:
+            await writer.offer(entry)
+        assert caught.value.unknown
+        assert (await writer.offer(entry)).outcome in {Outcome.STORED, Outcome.DUPLICATE}
+        assert (await store.load(writer.key)).head.n == 4
 
 
 @pytest.mark.asyncio
@@ -629,9 +639,9 @@ class TestBehindAPoolerInTransactionMode:
     async def test_prepared_statements_fail_there(self, postgres_url: str, pooler: Pooler) -> None:
         """The twin: what happens to a client that does not find out, so that the test above tests something."""
         link = [await asyncpg.connect(through(postgres_url, pooler.port)) for _ in range(4)]
-        with pytest.raises(asyncpg.PostgresError):
-            for number in range(40):
-                await asyncio.gather(*(each.fetch(f"SELECT {number}, $1::int", number) for each in link))
+        await link[0].fetch("SELECT $1::int", 1)  # prepared and run in one transaction
+        with pytest.raises(asyncpg.InvalidSQLStatementNameError):
+            await link[0].fetch("SELECT $1::int", 1)
         for each in link:
             each.terminate()
 
@@ -682,10 +692,9 @@ async def test_a_server_that_may_lose_turns_is_named_once(postgres_wheel: Postgr
     """Nobody looks at the server's configuration until turns are missing; the warning says what to set."""
     server = postgres_wheel.server(**settings)
     store = PostgresStore.at(server.url())
-    with pytest.warns(UnsafePostgresWarning, match=says) as caught:
+    with pytest.warns(UnsafePostgresWarning, match=says):
         await Writer(store).append()
-        await store.check()
-    assert len(caught) == 1
+    await store.check()  # a second warning would be an error here
     await store.aclose()
     async with PostgresStore.at(server.url(), unsafe="refuse") as strict:
         with pytest.raises(StoreUnavailable, match=says):
@@ -754,14 +763,20 @@ async def test_a_crash_of_the_server_loses_nothing_but_leases(postgres_wheel: Po
     server.kill()
 
 
+def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """Return a certificate for the loopback, signed by itself, and its key."""
+    certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    return certificate, key
+
+
 @pytest.mark.asyncio
 async def test_tls_is_spoken_and_its_certificate_is_checked(postgres_17_wheel: PostgresWheel, tmp_path: Path) -> None:
     """Between hosts the history must not be readable, nor anybody pass for the server; on the second version of it."""
     if shutil.which("openssl") is None:
         pytest.skip("declared: openssl is needed to make a certificate")
-    certificate, key = tmp_path / "server.crt", tmp_path / "server.key"
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
-    subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    certificate, key = make_certificate(tmp_path, "server")
     base = postgres_17_wheel.base
     for file in (certificate, key):
         target = base / file.name
@@ -777,8 +792,7 @@ async def test_tls_is_spoken_and_its_certificate_is_checked(postgres_17_wheel: P
     transport = link._transport.get_extra_info("ssl_object")
     assert transport is not None
     await link.close()
-    stranger = tmp_path / "stranger.crt"
-    subprocess.run([*command.split(), "-keyout", tmp_path / "stranger.key", "-out", stranger], check=True, capture_output=True)
+    stranger, _ = make_certificate(tmp_path, "stranger")
     async with open_store(server.url(query=f"?sslmode=verify-full&sslrootcert={stranger}&timeout=1s")) as store:
         with pytest.raises(StoreUnavailable, match="certificate"):
             await store.load(writer.key)
@@ -823,13 +837,16 @@ async def test_a_lease_costs_no_log_and_an_append_little(postgres_url: str) -> N
         await link.execute("CHECKPOINT")
         await writer.append(writer.entry(body=b"x" * 1000))  # the first after a checkpoint writes whole pages
         quiet = []
+        flushed = []
         for _ in range(5):
-            before = await written()
+            before, disk = await written(), await link.fetchval("SELECT pg_current_wal_flush_lsn()::text")
             await store.load(writer.key, lease=Lease(writer.token, LONG))
             await store.renew(writer.key, Lease(writer.token, LONG), writer.head)
             await store.release(writer.key, writer.token)
+            flushed.append(disk != await link.fetchval("SELECT pg_current_wal_flush_lsn()::text"))
             quiet.append(await written() - before)
-        assert min(quiet) == 0, quiet
+        assert min(quiet) <= 3 * 48, quiet  # the records of three commits, and nothing of what they wrote
+        assert not all(flushed)
         costs = []
         for _ in range(9):
             before = await written()
@@ -847,15 +864,13 @@ async def test_an_append_moves_no_row_to_another_page(postgres_server: PostgresS
         writer = Writer(store)
         for _ in range(60):
             await writer.append()
-        link = await asyncpg.connect(url)
-        for _ in range(40):
-            row = await link.fetchrow(
-                "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'convmem_conversation' AND schemaname = 'convmem'"
-            )
-            if row["n_tup_upd"] >= 59:
-                break
-            await asyncio.sleep(0.1)  # the server's counters come with a delay
-        await link.close()
+    link = await asyncpg.connect(url)
+    for _ in range(40):
+        row = await link.fetchrow("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'convmem_conversation'")
+        if row["n_tup_upd"] >= 59:
+            break
+        await asyncio.sleep(0.1)  # a connection hands in its counts when it ends
+    await link.close()
     assert row["n_tup_upd"] >= 59
     assert row["n_tup_hot_upd"] >= 0.9 * row["n_tup_upd"]
 

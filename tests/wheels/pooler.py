@@ -57,8 +57,8 @@ class Pooler:
         self._tasks.add(task)
         try:
             await self._talk(reader, writer)
-        except (asyncio.IncompleteReadError, OSError):
-            pass
+        except (asyncio.CancelledError, asyncio.IncompleteReadError, OSError):
+            pass  # one side has gone, or the test has ended
         finally:
             self._tasks.discard(task)
             writer.close()
