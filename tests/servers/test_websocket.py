@@ -166,7 +166,8 @@ def test_a_shutdown_in_the_middle_of_a_turn_keeps_it(settings, tmp_path, name):
 def test_two_sockets_in_two_workers_take_turns(settings):
     """Two tabs of one visitor, whichever workers they reach: each turn has seen all before it, and none is lost."""
     with run("uvicorn", settings, "plain", "--workers", "2") as process:
-        cookie, pids = visitor(process), set()
+        cookie = visitor(process)
+        pids: set[int] = set()
 
         def tab(name: str) -> list[list[str]]:
             with socket(process, cookie) as connection:
