@@ -83,7 +83,9 @@ def default_counter(cache_of_tiktoken: Path | None) -> Counter:
     try:
         import tiktoken
     except ImportError:
-        logger.info("tokens are estimated; for tiktoken's count: pip install 'convmem[tokens]', and keep its vocabulary (TIKTOKEN_CACHE_DIR)")
+        logger.info(
+            "tokens are estimated; for tiktoken's count: pip install 'convmem[tokens]', and keep its vocabulary (TIKTOKEN_CACHE_DIR)"
+        )
         return estimate
     if not _is_there(cache_of_tiktoken):
         logger.warning(
