@@ -1009,6 +1009,12 @@ async def test_nothing_is_sent_to_a_client_that_is_gone_or_closed(memory_world):
                 await websocket.receive_text()
         conversation.append(Message.user("outside"))
 
+    async def closes_with_1011(websocket: WebSocket) -> None:
+        await get_conversation(websocket)
+        await websocket.close(1011, "mine")
+
+    async with memory_world.serve(app_of(closes_with_1011)).socket() as socket:
+        assert (socket.code, socket.reason, socket.raised) == (1011, "mine", None)
     for text, code in (("close", 1000), ("stay", 0)):
         async with memory_world.serve(app_of(closes_and_raises)).socket() as socket:
             socket.say(text)
