@@ -9,10 +9,10 @@ import asyncio
 import json
 import warnings
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from math import isfinite
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 try:
     import hiredis
@@ -25,7 +25,7 @@ from redis.asyncio import Redis, RedisCluster
 
 from convmem.exceptions import ConfigurationError, StoreUnavailable
 from convmem.identifiers import new_token
-from convmem.keys import OWNER_KINDS, SessionKey
+from convmem.keys import RESERVED_OWNER, SessionKey
 from convmem.stores import redis_layout as layout
 from convmem.stores.base import (
     Appended,
@@ -41,9 +41,11 @@ from convmem.stores.base import (
     Outcome,
     Page,
     Store,
+    key_of_owner,
     page_cursor,
     read_page_cursor,
 )
+from convmem.stores.redis_address import wire_at
 from convmem.stores.redis_server import Report
 from convmem.stores.redis_wire import Acks, Address, ClusterWire, Lost, Patience, SingleWire, Wire
 
@@ -94,6 +96,27 @@ class RedisStore(Store):
         """Remember where; the first call connects."""
         patience = Patience(connect_timeout.total_seconds(), timeout.total_seconds())
         self._start(_wire_of(client, patience), namespace, durability, replicas, replicas_timeout, unsafe, _location_of(client))
+
+    @classmethod
+    def at(
+        cls,
+        scheme: str,
+        rest: str,
+        options: Mapping[str, str],
+        *,
+        namespace: str = "convmem",
+        durability: Durability = "none",
+        replicas: int = 1,
+        replicas_timeout: timedelta = timedelta(seconds=1),
+        connect_timeout: timedelta = timedelta(seconds=2),
+        timeout: timedelta = timedelta(seconds=5),
+        unsafe: Unsafe = "warn",
+    ) -> Self:
+        """Return the store at the parts of a URL; `convmem.open_store` takes the whole of one. The rest is as in the constructor."""
+        store = cls.__new__(cls)
+        wire, location = wire_at(scheme, rest, options, Patience(connect_timeout.total_seconds(), timeout.total_seconds()))
+        store._start(wire, namespace, durability, replicas, replicas_timeout, unsafe, location)
+        return store
 
     def _start(
         self, wire: Wire, namespace: str, durability: Durability, replicas: int, replicas_timeout: timedelta, unsafe: Unsafe, location: str
@@ -211,14 +234,14 @@ class RedisStore(Store):
             msg = "after is not a cursor of a page of conversations."
             raise ValueError(msg)
         place = None if beyond is None else (beyond[0], beyond[1])
-        index = self._keys.index(SessionKey(owner, tenant=tenant or ""))
+        index = self._keys.index(key_of_owner(owner, tenant))
         items: list[tuple[float, Listed]] = []
         while len(items) <= limit:
             wanted = limit + 1 - len(items)
             now, found = await self._browse(index, "down", place, wanted)
             for (score, session), row in zip(found, await self._peek(index, found), strict=True):
                 if await self._is_there(index, session, score, row, now) and not row.expired and _is_older(row, written_before):
-                    items.append((score, row.listed(owner, tenant or "", session)))
+                    items.append((score, row.listed()))
             if len(found) < wanted:
                 break
             place = found[-1]
@@ -238,8 +261,9 @@ class RedisStore(Store):
     async def _peek(self, index: bytes, found: Sequence[tuple[float, str]]) -> Sequence[_Row]:
         """Return the facts of an index's sessions, all in one trip to each node."""
         tenant, owner = self._keys.owner_of(index)
-        keys = [self._keys.of(SessionKey(owner, session, tenant)) for _, session in found]
-        return [_Row.of(reply) for reply in await asyncio.gather(*(self._run("peek", each, (), operation="list") for each in keys))]
+        keys = [SessionKey.of_path((tenant, owner, session)) for _, session in found]
+        replies = await asyncio.gather(*(self._run("peek", self._keys.of(key), (), operation="list") for key in keys))
+        return [_Row.of(key, reply) for key, reply in zip(keys, replies, strict=True)]
 
     async def _is_there(self, index: bytes, session: str, score: float, row: _Row, now: datetime) -> bool:
         """Return whether a listed conversation exists, and mend the index where it does not say so."""
@@ -264,10 +288,9 @@ class RedisStore(Store):
                 index = place.indexes[0].encode()
                 wanted = limit - len(items)
                 now, found = await self._browse(index, "up", place.within, wanted)
-                of_tenant, of_owner = self._keys.owner_of(index)
                 for (score, session), row in zip(found, await self._peek(index, found), strict=True):
                     if await self._is_there(index, session, score, row, now) and _is_older(row, written_before):
-                        items.append(row.listed(of_owner, of_tenant, session))
+                        items.append(row.listed())
                 place = place._replace(within=found[-1]) if len(found) == wanted else place._replace(indexes=place.indexes[1:], within=None)
             if items or place.node == len(nodes):
                 break
@@ -418,18 +441,20 @@ class _Refused(Exception):
 class _Row(NamedTuple):
     """What a list needs of a conversation; a head without epoch when it is absent."""
 
+    key: SessionKey
     head: Head
     created: int
     updated: int
     expired: bool
 
     @classmethod
-    def of(cls, reply: Sequence[Any]) -> _Row:
+    def of(cls, key: SessionKey, reply: Sequence[Any]) -> _Row:
         head, created, updated, expired = reply
-        return cls(layout.unpack_head(head), int(created), int(updated), bool(expired))
+        return cls(key, layout.unpack_head(head), int(created), int(updated), bool(expired))
 
-    def listed(self, owner: str, tenant: str, session: str) -> Listed:
-        return Listed(session, self.head.turns, layout.moment(self.created), layout.moment(self.updated), self.head.revision)
+    def listed(self) -> Listed:
+        created, updated = layout.moment(self.created), layout.moment(self.updated)
+        return Listed(self.key, self.head.turns, created, updated, self.head.revision, self.expired)
 
 
 class _Place(NamedTuple):
@@ -473,7 +498,7 @@ def _is_older(row: _Row, than: datetime | None) -> bool:
 
 def _is_listed(key: SessionKey) -> bool:
     """Return whether an owner has this conversation; what convmem keeps for itself is in no list."""
-    return key.owner.partition(":")[0] in OWNER_KINDS
+    return not key.owner.startswith(RESERVED_OWNER)
 
 
 def _milliseconds(duration: timedelta) -> int:

@@ -17,10 +17,9 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import blake2b, sha1
 from importlib import resources
-from urllib.parse import unquote_to_bytes
 
 from convmem.keys import SessionKey
-from convmem.stores.base import ENTRY_FORMAT, Entry, Head, Kind, StoredEntry
+from convmem.stores.base import ENTRY_FORMAT, Entry, Head, Kind, StoredEntry, path_of_tenant
 
 _KINDS = (Kind.TURN, Kind.EDIT, Kind.RESET)
 _CLOSING, _MORE = 4, 8
@@ -79,16 +78,12 @@ class Keys:
 
     def indexes(self, tenant: str | None) -> str:
         """Return the pattern of all owners' indexes of a tenant, or of every tenant. No part of a path means anything in a pattern."""
-        return f"{self._index}*" if tenant is None else f"{self._index}{SessionKey('user:-', tenant=tenant).path[0]}/*"
+        return f"{self._index}*" if tenant is None else f"{self._index}{path_of_tenant(tenant)}/*"
 
     def owner_of(self, index: bytes) -> tuple[str, str]:
-        """Return the tenant and the owner whose index a key is."""
-        tenant, _, owner = index.removeprefix(self._index.encode()).partition(b"/")
-        return _text(tenant), _text(owner)
-
-
-def _text(quoted: bytes) -> str:
-    return unquote_to_bytes(quoted).decode("utf-8", "surrogatepass")
+        """Return the tenant and the owner, as in `SessionKey.path`, whose index a key is."""
+        tenant, _, owner = index.decode().removeprefix(self._index).partition("/")
+        return tenant, owner
 
 
 def turn_field(turn: str) -> bytes:

@@ -5,7 +5,7 @@
 -- KEYS[4]  the owner's index and ARGV[5] the session id, where the index is in the same database
 
 if ARGV[3] ~= '' and not same(ARGV[2], tonumber(ARGV[3]), ARGV[4]) then return 0 end
-local existed = epoch ~= '' and not expired
+local existed = epoch ~= '' and (ARGV[3] ~= '' or not expired)
 local oldest, lives = now - TOMBSTONE_MS * 1000, {}
 for of, at in string.gmatch(ended, '([^\n\t]+)\t(%d+)') do
   if tonumber(at) > oldest then lives[#lives + 1] = of .. '\t' .. at .. '\n' end
