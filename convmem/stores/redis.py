@@ -389,7 +389,7 @@ class RedisStore(Store):
             await self._look(operation)
         changes = verb in ("append", "delete") if changes is None else changes
         try:
-            reply, confirmed = await self._wire.run(layout.script(verb), keys, args, acks)
+            reply, confirmed = await self._wire.run(layout.script(verb), keys, args, acks, again=verb not in ("append", "delete"))
         except (Lost, RedisError) as error:
             raise self._unavailable(operation, error, changes=changes) from error
         if acks and confirmed < acks.replicas and isinstance(reply, int):
