@@ -28,7 +28,9 @@ if TYPE_CHECKING:
         ConversationGone as ConversationGone,
         ConversationNotLoaded as ConversationNotLoaded,
         ConvmemError as ConvmemError,
+        CookieNotSent as CookieNotSent,
         CorruptEntry as CorruptEntry,
+        CounterFailed as CounterFailed,
         CrossSite as CrossSite,
         ForeignOrigin as ForeignOrigin,
         HistoryExpired as HistoryExpired,
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from convmem.stores.base import Store as Store
     from convmem.stores.memory import MemoryStore as MemoryStore
     from convmem.stores.postgres import PostgresStore as PostgresStore
+    from convmem.stores.redis import RedisStore as RedisStore
     from convmem.stores.sqlite import SQLiteStore as SQLiteStore
     from convmem.windows import Window as Window
 
@@ -89,6 +92,8 @@ _HOMES = {
         "ConversationNotLoaded",
         "ConvmemError",
         "CorruptEntry",
+        "CookieNotSent",
+        "CounterFailed",
         "CrossSite",
         "ForeignOrigin",
         "HistoryExpired",
@@ -124,6 +129,7 @@ _HOMES = {
     "convmem.stores.base": ("Store",),
     "convmem.stores.memory": ("MemoryStore",),
     "convmem.stores.postgres": ("PostgresStore",),
+    "convmem.stores.redis": ("RedisStore",),
     "convmem.stores.sqlite": ("SQLiteStore",),
     "convmem.windows": ("Window",),
 }
