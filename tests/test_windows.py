@@ -112,6 +112,14 @@ def test_a_single_turn_larger_than_the_window_keeps_its_question_and_its_newest_
         assert turn.messages[-1] in shown.messages
 
 
+@pytest.mark.parametrize("window", [Window(messages=4), Window(tokens=12, counter=lambda message: 3)])
+def test_a_turn_that_does_not_begin_with_its_question_is_cut_in_its_order(window):
+    """What was said before the question is not put behind it."""
+    greeting, hint = Message.assistant("hello"), Message.assistant("ask me")
+    said = [Message.user("a"), Message.user("b"), Message.user("c")]
+    assert view([Turn((greeting, hint, *said))], window).messages == tuple(said)
+
+
 @given(st.lists(wild, max_size=6), st.sampled_from(["keep", "drop"]))
 def test_unfinished_turns_are_kept_with_their_state_or_dropped_whole(turns, unfinished):
     """Each message reads what became of its turn."""
