@@ -281,6 +281,14 @@ def test_system_messages_count_once_wherever_they_stand():
     assert ([m.text for m in two.messages], two.turns) == (["be brief", "q1", "a1", "be brief", "q2", "a2"], 2)
 
 
+@pytest.mark.parametrize(("limit", "budget"), [(3, 99), (99, 3), (3, 3)])
+def test_a_turn_cut_by_either_limit_is_said_to_be_cut(limit, budget):
+    """`truncated` is how a user finds out."""
+    turn = Turn((Message.user("q"), *(Message.assistant("a") for _ in range(5))))
+    shown = view([turn], Window(messages=limit, tokens=budget, counter=lambda message: 1))
+    assert (shown.cut, shown.full, len(shown.messages)) == (True, True, 3)
+
+
 def test_a_call_without_a_result_is_closed_when_that_is_wished():
     """By one that says so, the same each time, never stored; real results come first."""
     calls = [ToolCall(id="x", name="f"), ToolCall(id="y", name="g")]
