@@ -339,15 +339,17 @@ async def test_old_code_works_on_a_newer_schema(postgres_server: PostgresServer,
         assert await store.migrate() == ()
 
 
+@pytest.fixture(scope="module")
+def newer(postgres_server: PostgresServer) -> str:
+    """Return the URL of a database that is a version ahead."""
+    url = postgres_server.database()
+    asyncio.run(migrate_beyond(url))
+    return url
+
+
 @pytest.mark.all_only
 class TestOldCodeOnANewerSchema(StoreContract):
     """The whole contract, on tables that have more columns than the code knows."""
-
-    @pytest_asyncio.fixture(scope="class", loop_scope="class")
-    async def newer(self, postgres_server: PostgresServer) -> str:
-        url = postgres_server.database()
-        await migrate_beyond(url)
-        return url
 
     @pytest.fixture
     def open_store(self, newer: str):
