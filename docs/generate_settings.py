@@ -31,7 +31,7 @@ TAIL = """
 - A variable that is set to nothing counts as unset, except `CONVMEM_STATE_KEY`.
 
 `CONVMEM_NAMESPACE` is what every key in Redis begins with; SQLite and memory share nothing with others.
-`CONVMEM_WINDOW_TOKENS` and `CONVMEM_RETENTION` come with a later version; setting one stops the start with a sentence that says so.
+`CONVMEM_RETENTION` comes with a later version; setting it stops the start with a sentence that says so.
 
 ## Secrets from files
 
@@ -49,7 +49,8 @@ variable and its file is an error. No secret is ever in a log, an error or the o
 | `postgresql://…` | Recognised, and refused: this store comes with a later version. |
 
 Parameters of an SQLite URL: `mode=rwc` (default) or `rw`, which says that the file must exist; `synchronous=full` (default), `normal`
-or `extra`, see [the decision about SQLite](../decisions/0004-two-lanes-for-sqlite.md); `busy_timeout=5s`. Those of a Redis URL are [on its page](../how-to/redis.md#where-it-is). An unknown one is an error.
+or `extra`, see [the decision about SQLite](../decisions/0004-two-lanes-for-sqlite.md); `busy_timeout=5s`.
+Those of a Redis URL are [on its page](../how-to/redis.md#where-it-is). An unknown one is an error.
 
 ## In code
 

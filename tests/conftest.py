@@ -4,6 +4,10 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("any machine", deadline=None)  # a deadline measures how busy the machine is
+settings.load_profile("any machine")
 
 from tests.wheels import valkey
 
