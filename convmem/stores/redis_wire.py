@@ -184,6 +184,9 @@ class Lane:
                 error = await self._carry(connection)
                 await self._disconnect(connection)
                 self._fail(self._flying, error)
+        except BaseException as unforeseen:
+            error = unforeseen
+            raise
         finally:
             self._connected = False
             if connection is not None:
