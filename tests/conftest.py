@@ -8,6 +8,7 @@ from hypothesis import settings
 
 from tests.wheels import valkey
 
+pytest_plugins = ["tests.wheels.postgres"]
 settings.register_profile("any machine", deadline=None)  # a deadline measures how busy the machine is
 settings.load_profile("any machine")
 
