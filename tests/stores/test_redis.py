@@ -475,6 +475,15 @@ class TestOutages:
             proxy.refuses = False
             assert (await offered).outcome is Outcome.STORED
 
+    async def test_a_connection_that_died_without_a_word_is_left(self, server: valkey.Valkey) -> None:
+        """A firewall forgets idle connections and tells nobody: one call finds out, and the next has a new connection."""
+        async with Proxy(server.port) as proxy, at(proxy.port, timeout="0.5s") as store:
+            writer = await grown(store, 1)
+            proxy.silence()
+            with pytest.raises(StoreUnavailable):
+                await writer.offer()
+            await writer.append()
+
     async def test_many_calls_in_an_outage_make_few_connections(self, server: valkey.Valkey) -> None:
         """A thousand requests that reconnect at once would hold a server down that tries to come back."""
         attempts = 0
