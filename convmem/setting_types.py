@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, PlainSe
 
 from convmem.exceptions import ConfigurationError
 from convmem.store_url import StoreURL, parse_store_url
-from convmem.surroundings import PREFIX, parse_duration, parse_size, shown, split_list
+from convmem.surroundings import PREFIX, parse_age, parse_duration, parse_size, shown, split_list
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,6 +59,11 @@ def _or_none(value: object) -> object:
 
 def _duration_or_none(value: object) -> timedelta | None:
     return None if _or_none(value) is None else parse_duration(value)
+
+
+def _retention(value: object) -> timedelta | None:
+    """Read a duration with its unit: what a bare number is taken for decides whether a store is nearly emptied."""
+    return None if _or_none(value) is None else parse_age(value)
 
 
 def _not_yet(instead: str) -> BeforeValidator:
@@ -189,7 +194,7 @@ Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 OptionalDuration = Annotated[timedelta | None, BeforeValidator(_duration_or_none)]
 OptionalCount = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_or_none)]
 Tokens = Annotated[int | None, _not_yet("CONVMEM_WINDOW_TURNS or CONVMEM_WINDOW_MESSAGES")]
-Retention = Annotated[timedelta | None, _not_yet("CONVMEM_TTL")]
+Retention = Annotated[timedelta | None, BeforeValidator(_retention)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 
 
