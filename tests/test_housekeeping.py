@@ -115,7 +115,7 @@ class TestDeletingAnOwner:
     async def test_a_turn_under_way_stores_nothing_more(self, store: Store) -> None:
         """Its answer would bring back a conversation of somebody who asked to be forgotten."""
         key = fresh_key()
-        with pytest.raises(ConversationGone):
+        with pytest.raises(ConversationGone):  # noqa: PT012 - raised where the block ends
             async with open_conversation(key, store=store) as conversation:
                 conversation.append(Message.user("my secret"))
                 await conversation.save()
