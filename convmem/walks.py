@@ -49,14 +49,14 @@ async def pages(
 
 
 async def each(store: Store, owner: str | None, tenant: str) -> AsyncGenerator[Listed, None]:
-    """Yield every living conversation once: also one that is written meanwhile, and so moves to a page already turned."""
+    """Yield every conversation once: also one that is written meanwhile, and so moves to a page already turned."""
     seen: set[bytes] = set()
     for _ in range(_PASSES):
         before = len(seen)
         async for items in pages(store, owner, tenant):
             for item in items:
                 mark = blake2b("/".join(item.key.path).encode(), digest_size=16).digest()
-                if not item.expired and mark not in seen:
+                if mark not in seen:
                     seen.add(mark)
                     yield item
         if owner is None or len(seen) == before:  # a walk over several owners leaves nothing out

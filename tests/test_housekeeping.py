@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
 from itertools import count, islice
 
@@ -381,6 +381,15 @@ class TestPruning:
         await prune(IDLE, store=store)
         assert await living(store, writer.key) == set()
 
+    async def test_what_is_dead_is_swept(self) -> None:
+        """Leases of workers that died before a first turn, and old tombstones: nobody else removes them where nothing is deleted."""
+        store = MemoryStore()
+        for _ in range(3):
+            await store.load(fresh_key(), lease=Lease("dead", SHORT))
+        await asyncio.sleep(PAST_SHORT)
+        assert (await prune(store=store, dry_run=True)).swept == 0
+        assert await prune(store=store) == Receipt(swept=3, whole=True)
+
     @pytest.mark.parametrize("age", [timedelta(), timedelta(days=-1)])
     async def test_an_age_that_is_none_is_refused(self, age: timedelta) -> None:
         """It would delete everything."""
@@ -399,7 +408,8 @@ class Interrupted(FaultyStore):
 
     def __init__(self, store: Store, verb: str = "load") -> None:
         super().__init__(store)
-        self.verb, self.meanwhile = verb, None
+        self.verb = verb
+        self.meanwhile: Callable[[], Awaitable[object]] | None = None
 
     async def load(self, key, **asked):
         await self._let_happen("load")
