@@ -140,8 +140,12 @@ class _Pages:
         self._ends: list[int] = []
 
     async def put(self, lines: bytes) -> None:
-        await asyncio.to_thread(self._file.write, lines)
-        self._ends.append(self._file.tell())
+        end = (self._ends[-1] if self._ends else 0) + len(lines)
+        if end <= _IN_MEMORY:
+            self._file.write(lines)
+        else:  # it is on the disk now
+            await asyncio.to_thread(self._file.write, lines)
+        self._ends.append(end)
 
     def clear(self) -> None:
         self._file.seek(0)
@@ -151,7 +155,7 @@ class _Pages:
     async def oldest_first(self) -> AsyncGenerator[bytes, None]:
         starts = [0, *self._ends[:-1]]
         for start, end in zip(reversed(starts), reversed(self._ends), strict=True):
-            yield await asyncio.to_thread(self._take, start, end)
+            yield self._take(start, end) if self._ends[-1] <= _IN_MEMORY else await asyncio.to_thread(self._take, start, end)
 
     def _take(self, start: int, end: int) -> bytes:
         self._file.seek(start)
@@ -195,10 +199,10 @@ async def _read_paged(store: Store, key: SessionKey, pages: _Pages) -> _Reading 
         if head is not None and not _living(log).same(head):
             return None
         head = _living(log)
-        if not log.entries:
-            return _Reading(head, pages, counts)
         lines = _encoded(log, counts)
         await pages.put(lines)
+        if len(log.turns) < size:
+            return _Reading(head, pages, counts)
         before = log.entries[0].n
         turns = max(1, min(_LARGEST_PAGE, turns * 2, turns * _PAGE_BYTES // len(lines)))
 
