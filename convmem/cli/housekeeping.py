@@ -25,7 +25,6 @@ from convmem import (
     export_conversation,
     export_owner,
     export_tenant,
-    open_store,
     prune as prune_store,
 )
 from convmem.cli.commands import app
@@ -195,7 +194,7 @@ def _store(settings: Settings) -> Store:
             stop(f"CONVMEM_STORE is {url}: an app keeps that in its own process, where no command reaches it.")
         if url.scheme == "sqlite" and not Path(url.path).exists():
             stop(f"{url} does not exist; run this in the app's working directory, or set CONVMEM_STORE as it is set there.")
-        return open_store(url, namespace=settings.namespace)
+        return settings.open_store()
 
 
 def _exported(store: Store, owner: str | None, tenant: str, session: str | None) -> AsyncGenerator[bytes, None]:
