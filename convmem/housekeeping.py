@@ -108,7 +108,7 @@ async def prune(
     Args:
         older_than: None: as ``CONVMEM_RETENTION`` says; where that says none, only what has outlived its TTL.
         store: As in `open_conversation`.
-        dry_run: Only count.
+        dry_run: Only count, without a look at whether anybody is using them.
         progress: Told from time to time how far it is.
 
     Raises:

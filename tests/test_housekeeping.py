@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import count, islice
 
 import pytest
@@ -59,6 +59,25 @@ async def fill(store: Store, *keys: SessionKey, ttl: timedelta | None = None) ->
     for writer in writers:
         await writer.append(ttl=ttl)
     return writers
+
+
+class Moment:
+    """A moment between two writes: what was written before it is older than its age, however slow the machine is."""
+
+    @classmethod
+    async def now(cls) -> Moment:
+        """Let a little time pass on both sides."""
+        moment = cls()
+        await asyncio.sleep(PAST_IDLE)
+        moment.at = datetime.now(UTC)
+        await asyncio.sleep(PAST_IDLE)
+        return moment
+
+    at: datetime
+
+    @property
+    def age(self) -> timedelta:
+        return datetime.now(UTC) - self.at
 
 
 async def living(store: Store, *keys: SessionKey) -> set[SessionKey]:
@@ -244,10 +263,10 @@ class TestPruning:
         idle = [SessionKey(fresh_key().owner, "idle", tenant) for tenant in ("", "t")]
         await fill(store, *idle)
         (woken,) = await fill(store, fresh_key())
-        await asyncio.sleep(PAST_IDLE)
+        between = await Moment.now()
         await woken.append()
         (new,) = await fill(store, fresh_key())
-        receipt = await prune(IDLE, store=store)
+        receipt = await prune(between.age, store=store)
         assert await living(store, *idle, woken.key, new.key) == {woken.key, new.key}
         assert receipt.whole
         assert receipt.deleted >= len(idle)
@@ -259,7 +278,8 @@ class TestPruning:
         (kept,) = await fill(store, fresh_key(), ttl=LONG)
         await asyncio.sleep(PAST_SHORT)
         receipt = await prune(timedelta(days=1), store=store)
-        assert (receipt.deleted, receipt.whole) == (1, True)
+        assert receipt.whole
+        assert receipt.deleted >= 1
         assert (await store.load(expired.key)).ended == {expired.head.epoch}
         assert await living(store, kept.key) == {kept.key}
 
@@ -362,16 +382,16 @@ class TestPruning:
 
     async def test_a_dry_run_counts_what_a_run_would_delete_and_deletes_nothing(self, store: Store) -> None:
         """Who sets a retention for the first time wants to know."""
-        await prune(IDLE, store=store)
+        in_use = (await prune(IDLE, store=store)).spared  # of other tests, where they share a server
         idle = [writer.key for writer in await fill(store, fresh_key(), fresh_key())]
-        expired = await fill(store, fresh_key(), ttl=SHORT)
-        await asyncio.sleep(max(PAST_IDLE, PAST_SHORT))
-        young = await fill(store, fresh_key())
-        would = await prune(IDLE, store=store, dry_run=True)
-        assert await living(store, *idle, young[0].key) == {*idle, young[0].key}
-        assert (await store.load(expired[0].key)).expired
-        done = await prune(IDLE, store=store)
-        assert would.deleted == done.deleted == 3
+        (expired,) = await fill(store, fresh_key(), ttl=SHORT)
+        between = await Moment.now()
+        (young,) = await fill(store, fresh_key())
+        would = await prune(between.age, store=store, dry_run=True)
+        assert await living(store, *idle, young.key) == {*idle, young.key}
+        assert (await store.load(expired.key)).expired
+        done = await prune(between.age, store=store)
+        assert (would.deleted, done.deleted) == (3 + in_use, 3)
 
     async def test_a_lease_of_a_worker_that_died_does_not_spare_for_ever(self, store: Store) -> None:
         """A lease that ran out is nobody's."""
