@@ -118,9 +118,8 @@ async def conversations(owner: str, *, tenant: str = "", store: Store | None = N
     if not 1 <= limit <= _MOST_LISTED:
         msg = f"limit is {limit}; use 1 to {_MOST_LISTED}, and after= for the next page."
         raise ValueError(msg)
-    async with _ledger(store) as ledger:
-        with _noting(work_around()):
-            return await ledger.store.list(owner, tenant=tenant, after=after, limit=limit)
+    async with store_at_hand(store) as opened:
+        return await opened.list(owner, tenant=tenant, after=after, limit=limit)
 
 
 def new_session_id(owner: str, *, tenant: str = "") -> str:
@@ -144,6 +143,14 @@ def new_session_id(owner: str, *, tenant: str = "") -> str:
 
 
 _MOST_LISTED = 1000
+
+
+@asynccontextmanager
+async def store_at_hand(store: Store | None) -> AsyncGenerator[Store, None]:
+    """Return the store to work with: the one given, that of the middleware around this code, or the environment's, then closed."""
+    async with _ledger(store) as ledger:
+        with _noting(work_around()):
+            yield ledger.store
 
 
 @contextmanager
