@@ -136,6 +136,7 @@ class Turn:
         self.replayed = False
         self.refused: ConvmemError | None = None
         self.ended = False
+        self._over = asyncio.Event()
         self._named = turn_id is not None
         self._kept_nowhere = not stored
         self._token = new_token()
@@ -366,6 +367,14 @@ class Turn:
             self._pending = None
             await self.ledger.finish(self._end(closing=False))
 
+    async def over(self, patience: timedelta) -> bool:
+        """Wait until the turn has ended, for so long at most; return whether it has."""
+        if self.ended:
+            return True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._over.wait(), patience.total_seconds())
+        return self.ended
+
     async def _end(self, *, closing: bool) -> None:
         try:
             await self._locked(self._write(closing=closing, release=self._leased))
@@ -380,6 +389,7 @@ class Turn:
         if self.ended:
             return
         self.ended = True
+        self._over.set()
         if self._beat is not None:
             self._beat.cancel()
         if self._inside:

@@ -769,6 +769,47 @@ class TestAfterTheEnd:
         answer = await memory_world.serve(app_of(handler)).post()
         assert (answer.status, answer.code, answer.data["own_turn"]) == (409, "conversation_busy", True)
 
+    @pytest.mark.parametrize("user", ["ada", None])
+    async def test_a_task_that_begins_beside_the_handler_waits_for_the_requests_turn(self, world, user):
+        """Quart, Sanic and `asyncio.create_task` begin it at once; a new visitor's turn holds not even a lease to wait for."""
+        tasks = []
+
+        async def later():
+            conversation = current_conversation()
+            async with conversation.turn():
+                conversation.append(Message.assistant(f"after {len(conversation.messages)}"))
+            return conversation.key
+
+        async def handler(request):
+            (await get_conversation(request)).append(Message.user("hi"))
+            tasks.append(asyncio.create_task(later()))
+            await asyncio.sleep(0.05)
+            return JSONResponse("ok")
+
+        answer = await world.serve(app_of(handler), settings=quick(concurrency="reject")).post(user=user)
+        assert (answer.status, answer.whole) == (200, True)
+        world.keys.append(key := await asyncio.wait_for(tasks[0], 2))
+        assert await world.texts(key) == ["user: hi", "assistant: after 1"]
+        assert await world.states(key) == ["complete", "complete"]
+
+    async def test_a_task_that_its_handler_waits_for_is_refused_in_the_end(self, memory_world):
+        """Each would wait for the other; after TURN_WAIT the task gives up."""
+
+        async def inner(conversation):
+            async with conversation.turn():
+                pass
+
+        async def handler(request):
+            conversation = await get_conversation(request)
+            conversation.append(Message.user("hi"))
+            await asyncio.create_task(inner(conversation))
+
+        began = asyncio.get_running_loop().time()
+        client = memory_world.serve(app_of(handler), settings=quick(turn_wait="0.4s", lease="0.3s"))
+        answer = await asyncio.wait_for(client.post(), 5)
+        assert asyncio.get_running_loop().time() - began >= 0.4
+        assert (answer.status, answer.code, answer.data["own_turn"]) == (409, "conversation_busy", True)
+
     async def test_recording_after_the_end_asks_the_model_for_nothing(self, memory_world):
         """Nobody would store the answer."""
         asked = []
