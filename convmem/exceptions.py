@@ -274,6 +274,13 @@ class VisitorTooLate(ConvmemError):
     title = "The conversation was taken after the response had begun"
 
 
+class CookieNotSent(ConvmemError):
+    """The server leaves out the headers of an accepted WebSocket, so a visitor made there could never come back."""
+
+    code = "cookie_not_sent"
+    title = "This server cannot hand a new visitor's cookie to a WebSocket"
+
+
 class TurnClosed(ConvmemError):
     """The turn has ended; ``async with conversation.turn():`` opens another one."""
 

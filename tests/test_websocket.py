@@ -1,11 +1,14 @@
 """One WebSocket from its handshake to its close: whose it is, its turns, and what stays of them when it breaks."""
 
 import asyncio
+import sys
+import types
 from contextlib import suppress
 from datetime import timedelta
 
 import pytest
 from starlette.applications import Starlette
+from starlette.responses import Response
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -536,6 +539,22 @@ async def test_a_visitor_first_taken_after_accept_is_too_late(world):
     assert "append" not in world.store.calls
 
 
+async def test_a_visitor_whose_cookie_the_server_would_drop_is_refused(memory_world, monkeypatch):
+    """Granian accepts without headers: each socket would be somebody new, and no one would say so. Who is known already is served."""
+    client = memory_world.serve(app_of(chat))
+    async with client.socket(user=None, headers={"convmem-visitor": "new"}) as socket:
+        token = socket.handshake.header("convmem-visitor") or ""
+    monkeypatch.setitem(sys.modules, "granian", types.ModuleType("granian"))
+    async with client.socket(user=None) as socket:
+        assert (socket.handshake.status, socket.handshake.code) == (500, "cookie_not_sent")
+        assert "one request" in socket.handshake.text
+        assert socket.handshake.all("set-cookie") == []
+    async with client.socket(user=None, headers={"convmem-visitor": token}) as socket:
+        assert await socket.ask("hi") == '["hi"]'
+    async with client.socket() as socket:
+        assert socket.accepted
+
+
 async def test_a_known_owner_may_be_taken_after_accept(world):
     """There is no cookie to set."""
 
@@ -607,6 +626,22 @@ async def test_a_socket_off_the_paths_passes_untouched(memory_world):
         assert await socket.hear() == "said"
         assert socket.handshake.headers == []
     assert memory_world.store.calls == []
+
+
+async def test_no_header_of_a_refusal_comes_twice(memory_world):
+    """A worker of granian 2.8 dies of two fields of one name, and any page could bring that about."""
+
+    async def denies(websocket: WebSocket) -> None:
+        await get_conversation(websocket)
+        await websocket.send_denial_response(Response("no", 403, {"Vary": "Accept", "Cache-Control": "max-age=0"}))
+
+    for app in (chat, denies):
+        async with memory_world.serve(app_of(app)).socket(headers={"origin": "https://evil.example"} if app is chat else None) as socket:
+            assert socket.handshake.status == 403
+            names = [name for name, _ in socket.handshake.headers]
+            assert len(set(names)) == len(names) > 1
+            assert "no-store" in (socket.handshake.header("cache-control") or "")
+            assert (socket.handshake.header("vary") == "Accept, Cookie, Convmem-Visitor, X-Session-ID") == (app is denies)
 
 
 async def test_a_handler_that_takes_no_conversation_costs_no_cookie_and_may_be_opened_from_anywhere(world):
