@@ -137,6 +137,7 @@ class Turn:
         self.refused: ConvmemError | None = None
         self.ended = False
         self._over = asyncio.Event()
+        self._known: Head | None = None
         self._named = turn_id is not None
         self._kept_nowhere = not stored
         self._token = new_token()
@@ -223,6 +224,7 @@ class Turn:
 
     async def _load(self, lease: Lease | None) -> None:
         window = self.ledger.rules.window
+        self._known = self.ledger.evidence.known(self.key)
         self.log = await self.ledger.store.load(
             self.key, turns=window.turns, messages=window.messages, turn=self.id if self._named else None, lease=lease
         )
@@ -236,7 +238,7 @@ class Turn:
         return self.log if self._kept_nowhere else await self.ledger.store.load(self.key)
 
     def _judge(self, claimed: Head | None) -> None:
-        error = self.ledger.evidence.against(self.key, self.log, claimed)
+        error = self.ledger.evidence.against(self.key, self.log, self._known, claimed)
         if error is not None:
             raise error
 

@@ -25,6 +25,7 @@ from convmem import (
 )
 from convmem.stores.base import Lease
 from convmem.stores.memory import MemoryStore
+from convmem.testing import FaultyStore
 from tests import asgi_client
 from tests.asgi_client import ADA, plain, quick, read
 
@@ -1252,6 +1253,32 @@ class TestEdits:
 
 
 class TestEvidence:
+    async def test_a_page_that_was_read_before_a_turn_was_stored_is_no_loss(self, memory_world):
+        """Its answer comes later than the acknowledgement, in the same worker: a history shown while a stream ends."""
+        read_it, go_on = asyncio.Event(), asyncio.Event()
+
+        class SlowWire(FaultyStore):
+            async def load(self, key, **options):
+                log = await super().load(key, **options)
+                if options.get("lease") is None:
+                    read_it.set()
+                    await go_on.wait()
+                return log
+
+        async def handler(request):
+            if request.method == "POST":
+                return await echo(request)
+            return JSONResponse([message.text for message in (await get_conversation(request)).messages])
+
+        await memory_world.put(Message.user("old"))
+        client = memory_world.serve(app_of(handler), store=SlowWire(memory_world.inner))
+        looking = asyncio.create_task(client.get())
+        await read_it.wait()
+        assert (await client.post(text="new")).status == 200
+        go_on.set()
+        answer = await looking
+        assert (answer.status, answer.data) == (200, ["old"])
+
     async def test_what_this_worker_saw_acknowledged_and_the_store_lost_is_reported_once(self, memory_world):
         """A silent restart is the loss nobody notices."""
         client = memory_world.serve(app_of(echo))
