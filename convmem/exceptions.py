@@ -229,6 +229,13 @@ class InvalidMessage(ConvmemError, ValueError):
         super().__init__(f"{field}: {reason}")
 
 
+class CounterFailed(ConvmemError):
+    """The app's token counter raised, or returned something else than a whole number from 0."""
+
+    code = "counter_failed"
+    title = "The application's token counter cannot be used"
+
+
 class CorruptEntry(ConvmemError):
     """A stored entry cannot be decoded. Raised only by strict reading; otherwise its position is named and the rest loads.
 

@@ -37,6 +37,7 @@ from tests.asgi_client import ADA, BOB, Client, plain, quick
 pytestmark = pytest.mark.asyncio
 world, memory_world = asgi_client.world, asgi_client.memory_world
 COOKIE = "convmem"
+HOST = {"host": "chat.example"}
 
 
 def app_of(handler):
@@ -386,6 +387,26 @@ async def test_a_client_that_leaves_in_the_middle_of_a_turn_leaves_its_question(
     assert await world.states() == ["interrupted", "interrupted"]
 
 
+async def test_a_client_that_is_found_gone_by_sending_leaves_its_question(world):
+    """Where the server says so; without a recording too."""
+    gone = asyncio.Event()
+
+    async def reports(websocket: WebSocket) -> None:
+        conversation = await get_conversation(websocket)
+        await websocket.accept()
+        async with conversation.turn():
+            conversation.append(Message.user("q"))
+            await gone.wait()
+            await websocket.send_text("searching")
+
+    async with world.serve(app_of(reports)).socket() as socket:
+        socket.hang_up()
+        gone.set()
+        await socket.over()
+    assert isinstance(socket.raised, WebSocketDisconnect)
+    assert (await world.texts(), await world.states()) == (["user: q"], ["interrupted"])
+
+
 @pytest.mark.parametrize("tells", [True, False])
 async def test_a_client_that_leaves_a_stream_leaves_what_arrived(world, tells):
     """Where the server says that it is gone the stream breaks off; where it does not, the answer is paid for, and stored whole."""
@@ -599,6 +620,16 @@ async def test_a_socket_names_its_conversation_in_the_query(world):
     assert await world.texts() == []
 
 
+async def test_a_page_of_ours_may_name_a_conversation_on_its_first_socket(memory_world):
+    """Not every browser sends `Sec-Fetch-Site` there, so its Origin says that it is a browser on our own site."""
+    client = memory_world.serve(app_of(chat), settings=quick(session_from="query:chat"))
+    async with client.socket(user=None, query="chat=plans", headers={**HOST, "origin": "http://chat.example"}) as socket:
+        assert await socket.ask("hi") == '["hi"]'
+    client.cookies.clear()
+    async with client.socket(user=None, query="chat=plans", headers=HOST) as socket:
+        assert (socket.handshake.status, socket.handshake.code) == (400, "session_id_not_trusted")
+
+
 @pytest.mark.parametrize(("offers", "status"), [({"websocket.http.response": {}}, 400), ({}, 403), (None, 403)])
 async def test_an_unusable_identity_refuses_the_handshake(world, offers, status):
     """With the whole problem document where the server can send one, else with the server's own 403."""
@@ -696,9 +727,6 @@ async def test_ids_that_were_not_handed_out_are_unknown_on_a_socket_too(world):
 
 
 # Origins
-
-
-HOST = {"host": "chat.example"}
 
 
 @pytest.mark.parametrize(
