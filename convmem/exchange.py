@@ -169,8 +169,9 @@ class Exchange(Connection):
             return
         self._bodyless = self._method == "HEAD" or self._status in _BODYLESS
         self._trailers = message.get("trailers", False)
-        self._remaining = _content_length(message.get("headers", ()))
-        self._held = message
+        headers = list(message.get("headers", ()))  # any iterable, perhaps one that can be read only once
+        self._remaining = _content_length(headers)
+        self._held = {**message, "headers": headers}
         if self._remaining is None and not self._bodyless:
             try:
                 if self._touched and self._status < _ERRORS:
@@ -211,7 +212,7 @@ class Exchange(Connection):
         if self._held is not None:
             message, self._held = self._held, None
             self._begun = True
-            await self._send({**message, "headers": [*message.get("headers", ()), *self._headers()]})
+            await self._send({**message, "headers": [*message["headers"], *self._headers()]})
 
     # The end of the turn
 

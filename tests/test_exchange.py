@@ -134,6 +134,19 @@ class TestStoredBeforeTheEnd:
         assert world.store.calls == ["load", *([] if pieces == 1 else ["start", *["chunk"] * (pieces - 1)]), "append",
                                      *(["start"] if pieces == 1 else []), "chunk", "end"]  # fmt: skip
 
+    @pytest.mark.parametrize("length", [b"2", None])
+    async def test_headers_that_can_be_read_only_once_reach_the_client(self, memory_world, length):
+        """ASGI says that they are any iterable; Sanic gives a generator."""
+        fields = [(b"x-own", b"yes"), *([(b"content-length", length)] if length else [])]
+
+        async def app(scope, receive, send):
+            (await get_conversation(scope)).append(Message.user("hi"))
+            await send({"type": "http.response.start", "status": 200, "headers": (field for field in fields)})
+            await send({"type": "http.response.body", "body": b"ok"})
+
+        answer = await memory_world.serve(app).post()
+        assert (answer.header("x-own"), answer.text) == ("yes", "ok")
+
     @pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("POST", 204), ("POST", 304)])
     async def test_a_response_without_a_body_is_held_from_its_start(self, world, method, status):
         """Uvicorn and hypercorn end such a response at its start."""
