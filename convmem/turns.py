@@ -202,8 +202,10 @@ class Turn:
             StoreUnavailable: The store did not answer.
         """
         self._deadline = asyncio.get_running_loop().time() + self.ledger.rules.turn_max.total_seconds()
-        await self._load(None)
-        await self._fill(None)
+        for _ in range(_ATTEMPTS_TO_FILL):
+            await self._load(None)
+            if await self._fill():
+                break
         self._judge(claimed)
 
     async def begin(self, policy: Policy | None = None, claimed: Head | None = None) -> None:
@@ -244,12 +246,15 @@ class Turn:
 
     async def _take_lease(self, give_up: float) -> None:
         lease, clock = Lease(self._token, self.ledger.rules.lease), asyncio.get_running_loop().time
+        attempts = 0
         while True:
             await self._load(lease)
             holder = self.log.holder
             if self.replayed or holder.token == self._token:
-                await self._fill(lease)
-                return
+                attempts += 1
+                if await self._fill() or attempts == _ATTEMPTS_TO_FILL:
+                    return
+                continue
             left = give_up - clock()
             if left <= 0:
                 raise ConversationBusy(holder.running.total_seconds(), retry_after=max(1, ceil(holder.remaining.total_seconds())))
@@ -268,23 +273,17 @@ class Turn:
 
     # Paging, for a window in tokens: nobody knows how many turns it holds before they are counted
 
-    async def _fill(self, lease: Lease | None) -> None:
-        """Read older pages until the window is full.
+    async def _fill(self) -> bool:
+        """Read older pages until the window is full. Return False when the log has moved in between, so that it is to be loaded anew.
 
-        All pages are of one moment: when the log moves in between, it is read anew. A log that keeps moving is left with a window
-        that is too short, and says so by `Conversation.left_out`.
+        All pages are of one moment. A log that keeps moving is left with its first page: a window that is too short, and says so by
+        `Conversation.left_out`.
 
         Raises:
             CounterFailed: The window's counter cannot be used.
         """
         if self.ledger.rules.window.tokens is None:
-            return
-        for _ in range(_ATTEMPTS_TO_FILL):
-            if await self._read_pages():
-                return
-            await self._load(lease)
-
-    async def _read_pages(self) -> bool:
+            return True
         window, log = self.ledger.rules.window, self.log
         size = asked = _first_page(window) or 0
         decoded = last = self._decode(log)
@@ -559,7 +558,7 @@ class Turn:
         self._end_now()
         if self._named:
             await self._load(None)
-            await self._fill(None)
+            await self._fill()
             if self.replayed:
                 return
         self.refused = error

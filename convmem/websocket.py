@@ -138,6 +138,9 @@ class WebSocket(Connection):
     # What the client is told
 
     async def _tell(self, message: Message) -> None:
+        if message["type"] == "websocket.close" and self._raised is not None and _is_failure(message.get("code", 1000)):
+            await self._refuse(self._raised)
+            return
         if message["type"] in ("websocket.accept", f"{_DENIAL}.start"):
             self._begun = True
             message = {**message, "headers": _folded([*message.get("headers", ()), *self._headers()])}
@@ -217,6 +220,11 @@ def _folded(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]
             key = name.lower()
             folded[key] = folded[key] + b", " + value if key in folded else value
     return [*folded.items(), *cookies]
+
+
+def _is_failure(code: int) -> bool:
+    """Return whether an app closes with this because of an error it did not expect; Litestar says so by 4500 and above."""
+    return code == _BROKEN or 4000 + _SERVER_ERRORS <= code < 4000 + _SERVER_ERRORS + 100
 
 
 def _close_code(error: ConvmemError) -> int:

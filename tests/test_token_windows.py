@@ -17,7 +17,7 @@ from convmem.stores.base import Lease
 from convmem.testing import FaultyStore
 from convmem.windows import Turn, view
 from tests import asgi_client
-from tests.asgi_client import ADA, quick
+from tests.asgi_client import ADA, BOB, quick
 
 pytestmark = pytest.mark.asyncio
 world, memory_world = asgi_client.world, asgi_client.memory_world
@@ -86,6 +86,9 @@ async def test_the_cost_of_a_turn_does_not_grow_with_the_conversation(world):
         await world.serve(app, store=store, window=tokens(100)).get()
         costs.append(store.pages)
     assert costs[0] == costs[1] == [4, 8]
+    store = Watched(world.inner)
+    await world.serve(app, store=store, window=tokens(100, turns=6)).get()
+    assert store.pages == [4, 2]
 
 
 async def test_every_window_is_what_all_of_the_history_would_have_shown(world):
@@ -137,6 +140,33 @@ async def test_a_conversation_deleted_between_two_pages_is_absent(world, method)
     answer = (await world.serve(app, store=store, window=tokens(100)).request(method)).data
     assert answer["texts"] == (["now"] if method == "POST" else [])
     assert answer["total_turns"] == 0
+
+
+async def test_a_turn_whose_conversation_was_deleted_between_two_pages_holds_the_lease_all_the_same(world):
+    """A delete ends the lease; the turn takes it again, or waits for whoever took it first."""
+    await fill(world, 30)
+    store = Watched(world.inner)
+    held: list[str] = []
+
+    async def delete_and_take() -> None:
+        store.between = None
+        await world.inner.delete(ADA)
+        await world.inner.load(ADA, lease=Lease("another", quick().lease))
+
+    async def holds(request: Request) -> JSONResponse:
+        await get_conversation(request)
+        held.append((await world.log()).holder.token)
+        return JSONResponse("ok")
+
+    store.between = delete_and_take
+    asking = asyncio.create_task(
+        world.serve(Starlette(routes=[Route("/chat", holds, methods=["POST"])]), store=store, window=tokens(100)).post()
+    )
+    await asyncio.sleep(0.3)
+    assert held == []
+    await world.inner.release(ADA, "another")
+    assert (await asking).status == 200
+    assert held != [""]
 
 
 async def test_a_log_that_moves_between_two_pages_is_read_anew(world):
@@ -260,6 +290,24 @@ async def test_the_first_truncation_is_logged_however_far_it_jumps(world, caplog
         await client.get()
     (line,) = [record.getMessage() for record in caplog.records if "outgrown" in record.getMessage()]
     assert "does not see 7 of its turns" in line
+
+
+async def test_a_window_that_holds_less_than_its_first_page_is_outgrown_too(world, caplog):
+    """And turns that are dropped for another reason do not make it so."""
+    caplog.set_level("INFO", "convmem")
+    await fill(world, 2, size=30)
+    async with open_conversation(ADA, store=world.inner) as conversation:
+        with suppress(ZeroDivisionError):
+            async with open_conversation(BOB, store=world.inner) as other:
+                other.append(Message.user("q"))
+                await other.save()
+                raise ZeroDivisionError
+        assert not conversation.truncated
+    await world.serve(app, window=tokens(1000, unfinished="drop")).get(user="bob")
+    await world.serve(app, window=tokens(130)).get()
+    assert "outgrown" not in caplog.text
+    await world.serve(app, window=tokens(100)).get()
+    assert "does not see 1 of its turns" in caplog.text
 
 
 async def test_each_turn_on_a_socket_reads_its_pages_and_counts_anew(world):

@@ -6,6 +6,7 @@ import types
 from contextlib import suppress
 from datetime import timedelta
 
+import litestar
 import pytest
 from starlette.applications import Starlette
 from starlette.responses import Response
@@ -957,6 +958,31 @@ async def test_a_configuration_error_refuses_sockets_as_it_does_requests():
         assert (socket.handshake.status, socket.code) == (403, 1013)
 
 
+async def test_a_framework_that_makes_a_failure_of_our_error_is_corrected(world):
+    """Litestar closes with 4500 itself, before and after it has accepted; an app that closes with a code of its own is left alone."""
+
+    @litestar.websocket("/ws")
+    async def chat(socket: litestar.WebSocket) -> None:
+        conversation = await get_conversation(socket)  # type: ignore[arg-type]
+        await socket.accept()
+        conversation.append(Message.user("outside"))
+
+    async def polite(websocket: WebSocket) -> None:
+        with suppress(StoreUnavailable):
+            await get_conversation(websocket)
+        await websocket.close(1001)
+
+    client = world.serve(litestar.Litestar([chat]))
+    async with client.socket() as socket:
+        assert await socket.hear() is None
+        assert (socket.code, socket.reason) == (1011, "turn_closed")
+    world.store.fail("load")
+    async with client.socket() as socket:
+        assert (socket.handshake.status, socket.handshake.code) == (503, "store_unavailable")
+    async with world.serve(app_of(polite)).socket() as socket:
+        assert (socket.handshake.status, socket.code) == (403, 1001)
+
+
 async def test_an_error_of_the_app_s_own_reaches_the_server(memory_world):
     """Which logs it and closes the socket; we close nothing that is not about us."""
 
@@ -983,6 +1009,12 @@ async def test_nothing_is_sent_to_a_client_that_is_gone_or_closed(memory_world):
                 await websocket.receive_text()
         conversation.append(Message.user("outside"))
 
+    async def closes_with_1011(websocket: WebSocket) -> None:
+        await get_conversation(websocket)
+        await websocket.close(1011, "mine")
+
+    async with memory_world.serve(app_of(closes_with_1011)).socket() as socket:
+        assert (socket.code, socket.reason, socket.raised) == (1011, "mine", None)
     for text, code in (("close", 1000), ("stay", 0)):
         async with memory_world.serve(app_of(closes_and_raises)).socket() as socket:
             socket.say(text)
