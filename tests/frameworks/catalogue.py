@@ -106,4 +106,8 @@ FRAMEWORKS = [
         "asgi", "bare ASGI", "await get_conversation(scope)", "`asyncio.to_thread`", "after the last event", BY_TOKEN,
         after_leaving="complete", head=200,
     ),
+    Framework(
+        "flask", "Flask, over a bridge", "current_conversation()", "every view", "`run_coroutine_threadsafe`", "`session`",
+        websocket=False, after_leaving="complete", sign_in_form=True, head=200,
+    ),
 ]  # fmt: skip

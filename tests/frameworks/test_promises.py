@@ -177,9 +177,12 @@ def socket_of(running: Running, client: httpx.Client) -> Iterator[ClientConnecti
         yield socket
 
 
-def has_websockets(running: Running) -> bool:
-    """Return whether there is a WebSocket to try; see test_breaks for the one that a server breaks."""
-    return running.framework.websocket and (running.framework.name, running.name) != ("quart", "daphne")
+def need_websockets(running: Running) -> None:
+    """Skip where there is none to try."""
+    if not running.framework.websocket:
+        pytest.skip(f"declared: {running.framework.title} has no WebSockets of its own")
+    if (running.framework.name, running.name) == ("quart", "daphne"):
+        pytest.skip("declared: daphne leaves out what Quart needs for a WebSocket; see test_breaks")
 
 
 def ask(socket: ClientConnection, text: str) -> str | bytes:
@@ -190,8 +193,7 @@ def ask(socket: ClientConnection, text: str) -> str | bytes:
 
 def test_a_websocket_and_requests_are_one_conversation(running):
     """What one of them stored, the other one finds in its next turn."""
-    if not has_websockets(running):
-        return
+    need_websockets(running)
     with running.client() as client:
         say(client, "Ada")
         with socket_of(running, client) as socket:
@@ -202,8 +204,9 @@ def test_a_websocket_and_requests_are_one_conversation(running):
 
 def test_the_handshake_of_a_new_visitor_brings_the_cookie(running):
     """With which requests find what was said on the WebSocket."""
-    if not has_websockets(running) or running.name in NO_HANDSHAKE_HEADERS:
-        return
+    need_websockets(running)
+    if running.name in NO_HANDSHAKE_HEADERS:
+        pytest.skip(f"declared: {running.name} drops what the app sends with the answer to the handshake")
     with running.client() as client:
         with socket_of(running, client) as socket:
             ask(socket, "Ada")
@@ -212,8 +215,7 @@ def test_the_handshake_of_a_new_visitor_brings_the_cookie(running):
 
 def test_a_websocket_that_closes_in_mid_turn_loses_nothing(running):
     """What was asked is kept, whatever the framework does with its handler, and the next turn is let in."""
-    if not has_websockets(running):
-        return
+    need_websockets(running)
     with running.client() as client:
         say(client, "Ada")
         with socket_of(running, client) as socket:
@@ -226,7 +228,7 @@ def test_a_websocket_that_closes_in_mid_turn_loses_nothing(running):
 def test_a_mounted_app_has_the_same_conversation(running):
     """Patterns are over the whole path, wherever a framework cuts it."""
     if not running.framework.mounts:
-        return
+        pytest.skip(f"declared: {running.framework.title} has no apps inside of apps")
     with running.client() as client:
         say(client, "Ada")
         assert say(client, "Bob", "/team/chat") == "You said: Ada, Bob"
