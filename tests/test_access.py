@@ -11,6 +11,7 @@ from convmem import (
     HistoryLost,
     InvalidIdentity,
     Message,
+    NoConversation,
     SessionKey,
     SQLiteStore,
     TurnClosed,

@@ -14,7 +14,7 @@ from tests.servers.processes import PYTHON, Server, clean_environment
 MODEL = '''
 import asyncio
 
-SECONDS = 2
+SECONDS = 1.2
 
 
 def answer_now(messages):
@@ -55,8 +55,8 @@ def serve(framework: Framework, name: str, directory: Path, env: Mapping[str, st
     """Return a server on the app of the page, written and prepared, not started yet."""
     write(framework, directory)
     env = {**env, "DJANGO_SETTINGS_MODULE": "settings", "PYTHONDONTWRITEBYTECODE": "1"}
-    for command in framework.prepare:
-        subprocess.run([PYTHON, *command], cwd=directory, env=clean_environment(env), check=True, capture_output=True)
+    for arguments in framework.prepare:
+        subprocess.run([PYTHON, *arguments], cwd=directory, env=clean_environment(env), check=True, capture_output=True)
     command, options = OPTIONS.get(name, (name, []))
     argv = [part.replace("{app}", framework.target) for part in SERVERS[command] if part != "{factory}"]
     return Server([PYTHON, "-m", *argv, *options], env, cwd=directory)

@@ -59,13 +59,19 @@ class Framework:
 
 BY_REQUEST = "await get_conversation(request)"
 BY_TOKEN = "bearer token"
-_USERS = "from django.contrib.auth.models import User as U; [U.objects.create_user(n, password=f'secret of {n.title()}') for n in ('ada', 'bob')]"
+_USERS = """
+from django.contrib.auth.models import User
+for name in ("ada", "bob"):
+    User.objects.create_user(name, password=f"secret of {name.title()}")
+"""
 
 FRAMEWORKS = [
     Framework("starlette", "Starlette", BY_REQUEST, "`def` handler", "`BackgroundTask`", BY_TOKEN, mounts=True, head=200),
     Framework("fastapi", "FastAPI", "Depends(get_conversation)", "`def` handler", "`BackgroundTasks`", "dependency", mounts=True),
     Framework("litestar", "Litestar", BY_REQUEST, "`sync_to_thread=True`", "`BackgroundTask`", "dependency", mounts=True),
-    Framework("quart", "Quart", "current_conversation()", "`def` handler", "`add_background_task`", "Quart-Auth", sign_in_form=True, head=200),
+    Framework(
+        "quart", "Quart", "current_conversation()", "`def` handler", "`add_background_task`", "Quart-Auth", sign_in_form=True, head=200
+    ),
     Framework(
         "django",
         "Django",

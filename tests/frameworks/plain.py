@@ -396,7 +396,9 @@ async def watch(app, method: str, path: str, body: bytes) -> list[Any]:
 async def both(name: str) -> dict[str, list[Any]]:
     """Return what a server sees of the app alone, and of the app inside the middleware."""
     app = globals()[name]()
-    wrapped = ConversationMiddleware(app, store=open_store("memory://"), settings=Settings({}, secret_key="a secret key of thirty-two bytes"))
+    wrapped = ConversationMiddleware(
+        app, store=open_store("memory://"), settings=Settings({}, secret_key="a secret key of thirty-two bytes")
+    )
     events: asyncio.Queue[dict[str, str]] = asyncio.Queue()
     started, told = asyncio.Event(), []
 
