@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
@@ -48,6 +49,11 @@ def current_conversation() -> Conversation:
 def _taken(conversation: Conversation | None) -> Conversation:
     if conversation is None:
         msg = f"No conversation here: add {_INSTALL}, and this path to its paths=[...]; outside a request use open_conversation(key)."
+        if asyncio._get_running_loop() is None:  # noqa: SLF001 - None instead of an error
+            msg += (
+                " A thread may not know its request: hand the conversation over, or start it with asyncio.to_thread, which takes the "
+                "context along; falcon.sync_to_async and loop.run_in_executor do not."
+            )
         raise NoConversation(msg)
     work_of(conversation).touch()
     return conversation

@@ -93,8 +93,9 @@ def run_diff(block, directory, namespace, terminal):
     lines = block.code.splitlines()
     before, after = ("\n".join(line[1:] for line in lines if not line.startswith(other)) for other in "+-")
     compile(before, block.title, "exec", dont_inherit=True)
-    (directory / block.title).write_text(after, encoding="utf-8")
-    exec(compile(after, block.page, "exec", dont_inherit=True), namespace.__dict__)
+    file = directory / block.title
+    file.write_text(after, encoding="utf-8")
+    exec(compile(after, file, "exec", dont_inherit=True), namespace.__dict__)  # some frameworks read the source of their handlers
 
 
 def run_console(block, directory, namespace, terminal):
