@@ -249,8 +249,8 @@ class Connection(ABC):
                     "conversation": turn.key.digest,
                     "worker": f"{socket.gethostname()}/{os.getpid()}",
                     "turns": turn.head.turns,
-                    "loaded": len(turn.log.turns),
-                    "left-out": max(0, turn.log.head.turns - len(turn.log.turns)),
+                    "loaded": turn.log.size,
+                    "left-out": max(0, turn.log.head.turns - turn.log.size),
                     "outcome": self._outcome,
                 }
                 headers.append((b"convmem-debug", "; ".join(f"{name}={value}" for name, value in facts.items()).encode("ascii", "replace")))
