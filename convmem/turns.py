@@ -165,12 +165,12 @@ class Turn:
         self.replayed = False
         self.refused: ConvmemError | None = None
         self.ended = False
-        self._over = asyncio.Event()
+        self._over: asyncio.Event | None = None
         self._known: Head | None = None
         self._named = turn_id is not None
         self._kept_nowhere = not stored
         self._token = new_token()
-        self._epoch = new_token()
+        self._fresh_epoch = ""
         self._inside = False
         self._leased = False
         self._staged: list[_Staged] = []
@@ -185,6 +185,12 @@ class Turn:
         self._deadline = float("inf")
         self._decoded: Decoded | None = None
         self.meter = Meter(ledger.rules.window.counter)
+
+    @property
+    def _epoch(self) -> str:
+        """The life this turn begins, if it begins one: always the same, as a retry must be."""
+        self._fresh_epoch = self._fresh_epoch or new_token()
+        return self._fresh_epoch
 
     @property
     def messages(self) -> list[Message]:
@@ -437,12 +443,12 @@ class Turn:
 
     async def close(self) -> None:
         """End the turn, whole. Errors as in `save`."""
-        if not self.ended:
+        if not self.ended and not self._ended_at_once(closing=True):
             await self.ledger.finish(self._end(closing=True))
 
     async def interrupt(self) -> None:
         """End the turn with what it has; it reads as interrupted. Errors as in `save`."""
-        if not self.ended:
+        if not self.ended and not self._ended_at_once(closing=False):
             await self.ledger.finish(self._end(closing=False))
 
     async def abandon(self) -> None:
@@ -450,15 +456,25 @@ class Turn:
         if not self.ended:
             self._take_staged()
             self._pending = None
-            await self.ledger.finish(self._end(closing=False))
+            if not self._ended_at_once(closing=False):
+                await self.ledger.finish(self._end(closing=False))
 
     async def over(self, patience: timedelta) -> bool:
         """Wait until the turn has ended, for so long at most; return whether it has."""
         if self.ended:
             return True
+        self._over = self._over or asyncio.Event()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._over.wait(), patience.total_seconds())
         return self.ended
+
+    def _ended_at_once(self, *, closing: bool) -> bool:
+        """End a turn that has nothing to store and no lease to give back, which takes no task; return whether it was one."""
+        at_work = self._leased or self._staged or self._pending or self._one_at_a_time.locked() or self.refused is not None
+        if at_work or (closing and self._stored):
+            return False
+        self._end_now()
+        return True
 
     async def _end(self, *, closing: bool) -> None:
         try:
@@ -474,7 +490,8 @@ class Turn:
         if self.ended:
             return
         self.ended = True
-        self._over.set()
+        if self._over is not None:
+            self._over.set()
         if self._beat is not None:
             self._beat.cancel()
         if self._inside:
