@@ -39,7 +39,8 @@ class SessionKey:
 
     def __post_init__(self) -> None:
         """Refuse what is not an address."""
-        for name, value in (("owner", self.owner), ("session_id", self.session_id), ("tenant", self.tenant)):
+        parts: tuple[tuple[str, object], ...] = (("owner", self.owner), ("session_id", self.session_id), ("tenant", self.tenant))
+        for name, value in parts:
             if not isinstance(value, str):
                 msg = f"{name} must be a string, not {type(value).__name__}."
                 raise InvalidIdentity(msg)
@@ -47,8 +48,8 @@ class SessionKey:
         if kind not in OWNER_KINDS or not colon or not identity:
             msg = "An owner is user:<identity>, visitor:<id> or header:<id>; SessionKey.for_user(identity) builds a user's."
             raise InvalidIdentity(msg)
-        for name, value in (("owner", self.owner), ("tenant", self.tenant)):
-            if 4 * len(value) > LONGEST_NAME and len(value.encode("utf-8", "surrogatepass")) > LONGEST_NAME:
+        for name, text in (("owner", self.owner), ("tenant", self.tenant)):
+            if 4 * len(text) > LONGEST_NAME and len(text.encode("utf-8", "surrogatepass")) > LONGEST_NAME:
                 msg = f"{name} is longer than {LONGEST_NAME} bytes; use the principal's id, not a document about it."
                 raise InvalidIdentity(msg)
         if not valid_session_id(self.session_id):

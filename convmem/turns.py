@@ -352,12 +352,13 @@ class Turn:
 
     def _stage(self, said: Sequence[Message | Edit], *, limited: bool, pins: bool) -> None:
         staged = [_staged(item, pins=pins) for item in self._new(said)]
-        size = self._bytes + sum(len(one.encoded) for one in staged)
+        sizes = [len(one.encoded) for one in staged]
+        size = self._bytes + sum(sizes)
         if limited:
             rules = self.ledger.rules
-            _limit("CONVMEM_MAX_MESSAGE_BYTES", rules.max_message_bytes, max((len(one.encoded) for one in staged), default=0))
+            _limit("CONVMEM_MAX_MESSAGE_BYTES", rules.max_message_bytes, max(sizes, default=0))
             _limit("CONVMEM_MAX_TURN_BYTES", rules.max_turn_bytes, size)
-            more = sum(isinstance(one.item, Message) for one in staged)
+            more = len([one for one in staged if isinstance(one.item, Message)])
             _limit("CONVMEM_MAX_TURN_MESSAGES", rules.max_turn_messages, len(self.messages) + more)
         for one in staged:
             self._warn_if_said(one.item)
@@ -597,8 +598,8 @@ class Turn:
             turn=self.id,
             token=self._token,
             epoch=head.epoch or self._epoch,
-            body=encode_messages(one.encoded for one in staged),
-            count=sum(isinstance(one.item, Message) for one in staged),
+            body=encode_messages([one.encoded for one in staged]),
+            count=len([one for one in staged if isinstance(one.item, Message)]),
             closing=closing,
             turns=turns,
             start=head.start,

@@ -131,7 +131,7 @@ class Resolved:
             scope: The one that was passed to the app, as it is now.
             owner: Whose conversation it is, when ``load(owner=...)`` said so; None takes the resolved owner.
         """
-        if not self._watches_user:
+        if not self._watches_user or scope.get("user") is None:
             return None
         now, owner = _user_now(scope), owner or self.owner
         if now in (None, self._user_before, owner):
