@@ -210,18 +210,25 @@ class Run:
         return self.results
 
     async def _prepare(self, places: Places) -> None:
-        for number, system in enumerate(list(self.systems)):
-            self.say(f"filling {number + 1}/{len(self.systems)}: {system.name}")
+        """Open and fill every system; the environments at the same time, for nothing is measured yet."""
+        placed = {system.name: places.of(system) for system in self.systems}
+        async with asyncio.TaskGroup() as group:
+            for name in self._workers:
+                group.create_task(self._fill([system for system in self.systems if system.environment == name], placed))
+
+    async def _fill(self, systems: Sequence[System], placed: dict[str, str]) -> None:
+        for system in systems:
+            self.say(f"filling {system.name}")
             worker = self._workers[system.environment]
             try:
-                await worker.ask("open", name=system.name, code=system.code, place=places.of(system))
+                await worker.ask("open", name=system.name, code=system.code, place=placed[system.name])
                 for messages in self.plan.sizes:
                     if system.shares:
                         self._sessions[system.name, messages] = self._sessions[system.shares, messages]
                         continue
                     wanted = self.plan.sessions if messages in self.plan.busy_sizes else 1
                     self._sessions[system.name, messages] = await worker.ask("fill", name=system.name, messages=messages, sessions=wanted)
-            except WorkerError as error:
+            except (WorkerError, KeyError) as error:
                 self._give_up(system, error)
 
     def _give_up(self, system: System, error: Exception) -> None:
