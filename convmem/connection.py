@@ -46,6 +46,7 @@ class Services:
         state_key: Where the conversation stands in ``request.state``; empty: nowhere.
         debug: Say in response headers what was done.
         issue_session_id: Hands out an id for an owner and a tenant.
+        idempotency_header: The header, in lower case, whose key names a turn.
         hinted: The first route that appended without a lease, once it was logged.
     """
 
@@ -56,6 +57,7 @@ class Services:
     state_key: str
     debug: bool
     issue_session_id: Callable[[str, str], str]
+    idempotency_header: bytes
     hinted: list[str] = field(default_factory=list)
 
 
@@ -122,7 +124,7 @@ class Connection(ABC):
     async def _open(self, owner: str, session_id: str) -> Turn:
         self._asked = key = self._key(owner, session_id)
         needs_existing = await self._needs_existing(key)
-        turn = Turn(self._services.ledger, key)
+        turn = self._turn(key)
         await self._enter(turn, _claimed(self._request["headers"]))
         if needs_existing:
             await need_existing(turn)
@@ -135,6 +137,10 @@ class Connection(ABC):
 
     def _new(self, key: SessionKey) -> Turn:
         """Return the turn of a conversation that is known to be new."""
+        return self._turn(key)
+
+    def _turn(self, key: SessionKey) -> Turn:
+        """Return the turn that the connection itself is, not begun."""
         return Turn(self._services.ledger, key)
 
     def _scope_for_app(self) -> Scope:
@@ -243,6 +249,8 @@ class Connection(ABC):
         turn = self._work.turn
         if self._touched and turn is not None and not self._work.degraded:
             headers.append((REVISION_HEADER, turn.head.revision.encode()))
+            if turn.replayed:
+                headers.append((b"convmem-replayed", b"true"))
             if self._services.debug:
                 facts = {
                     "owner": self._resolved.source if self._owner_given is None else "load",

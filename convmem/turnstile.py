@@ -40,6 +40,11 @@ class Turnstile:
         """Return whether a turn of this conversation is inside."""
         return key.path in self._passages
 
+    def seconds(self, key: SessionKey) -> float:
+        """Return how long the turn inside has been there; 0 when nobody is."""
+        passage = self._passages.get(key.path)
+        return 0.0 if passage is None else passage.seconds
+
     async def enter(self, key: SessionKey, seconds: float) -> None:
         """Go through, or wait for at most so many seconds; 0 waits for nobody.
 
