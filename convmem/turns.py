@@ -44,6 +44,8 @@ Policy = Literal["wait", "reject"]
 _PINNED = 8
 _PAUSES = (0.05, 0.2, 0.5)
 _POLL = (0.05, 0.25)
+_OLD = 5.0
+"""Seconds after which whoever polls for a lease does so at three times the rate, and so is three times as likely to be next."""
 
 
 class RepeatedTextWarning(UserWarning):
@@ -213,6 +215,7 @@ class Turn:
             raise
         self._inside = self._leased = True
         try:
+            await self._give_way(give_up)
             await self._take_lease(give_up)
             self._judge(claimed)
         except ConversationBusy:
@@ -229,6 +232,17 @@ class Turn:
             return
         self._deadline = clock() + rules.turn_max.total_seconds()
         self._schedule_renewal()
+
+    async def _give_way(self, give_up: float) -> None:
+        """Wait for one poll of the others, when turns of this process have followed each other for long.
+
+        Whoever leaves hands over directly to the next one here, who takes the lease before another process that polls for it can:
+        as long as there is a queue here, nobody there would get a turn.
+        """
+        ledger, clock = self.ledger, asyncio.get_running_loop().time
+        if ledger.store.reach != "process" and ledger.turnstile.run_is_long(self.key):
+            await asyncio.sleep(max(0.0, min(give_up - clock(), _POLL[1] * 1.25)))
+            ledger.turnstile.begin_run(self.key)
 
     async def _is_known(self, claimed: Head | None) -> bool:
         """Return whether this turn is replayed without waiting for another that is inside. From here on it is known to run here.
@@ -261,11 +275,13 @@ class Turn:
 
     async def _take_lease(self, give_up: float) -> None:
         lease, clock = Lease(self._token, self.ledger.rules.lease), asyncio.get_running_loop().time
+        began = clock()
         while True:
             await self._load(lease)
             holder = self.log.holder
             if self.replayed or holder.token == self._token:
                 return
+            self.ledger.turnstile.met_another(self.key)
             other = _Attempt.of(holder.token)
             if self._named and other.turn == self.id:
                 self._need_same_request(other.fingerprint)
@@ -274,7 +290,8 @@ class Turn:
             left = give_up - clock()
             if left <= 0:
                 raise ConversationBusy(holder.running.total_seconds(), retry_after=max(1, ceil(holder.remaining.total_seconds())))
-            await asyncio.sleep(min(left, random.uniform(*_POLL)))  # noqa: S311 - jitter, not a secret
+            age = min(1.0, (clock() - began) / _OLD)
+            await asyncio.sleep(min(left, random.uniform(*_POLL) * (1 - age * 2 / 3)))  # noqa: S311 - jitter, not a secret
 
     async def _load(self, lease: Lease | None) -> None:
         window = self.ledger.rules.window

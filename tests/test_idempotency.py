@@ -670,6 +670,21 @@ class TestTheKey:
         assert (await client.post(text="plans", headers={"idempotency-key": "a,b"})).code == "invalid_idempotency_key"
         assert (await client.post(text="trips", headers=KEY)).data == [False, "trips"]
 
+    async def test_a_handler_that_moves_to_another_conversation_moves_in_a_replay_too(self, world):
+        """It names the turn there; that the first conversation has one of this name is no reason to refuse."""
+
+        async def chat(request):
+            conversation = await get_conversation(request)
+            if request.headers.get("x-move"):
+                await conversation.load(session_id="plans")
+            conversation.append(Message.user("x"))
+            return JSONResponse([conversation.replayed, conversation.session_id])
+
+        client = world.serve(app_of(chat))
+        assert (await client.post(headers=KEY)).data == [False, "default"]
+        for expected in (False, True):
+            assert (await client.post(headers={**KEY, "x-move": "1"})).data == [expected, "plans"]
+
     async def test_while_the_store_is_down_a_degraded_answer_stores_nothing_and_the_retry_does(self, world):
         """`degrade` remembers no key either; the first try that is stored counts."""
         model = Model()
