@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class Running:
 
     def client(self, user: str) -> Client:
         """Return a connection of this user."""
-        return Client(self.process.port, user, lambda: self.wait_for_lease(user, held=True))
+        return Client(self.process.port, user, partial(self.wait_for_lease, user, held=True))
 
     def request(self, method: str, path: str, user: str = "", body: str = "") -> Any:
         """Send a request and return its answer, or fail."""
