@@ -28,7 +28,9 @@ if TYPE_CHECKING:
         ConversationGone as ConversationGone,
         ConversationNotLoaded as ConversationNotLoaded,
         ConvmemError as ConvmemError,
+        CookieNotSent as CookieNotSent,
         CorruptEntry as CorruptEntry,
+        CounterFailed as CounterFailed,
         CrossSite as CrossSite,
         ForeignOrigin as ForeignOrigin,
         HistoryExpired as HistoryExpired,
@@ -74,6 +76,8 @@ if TYPE_CHECKING:
     from convmem.middleware import ConversationMiddleware as ConversationMiddleware
     from convmem.stores.base import Store as Store
     from convmem.stores.memory import MemoryStore as MemoryStore
+    from convmem.stores.postgres import PostgresStore as PostgresStore
+    from convmem.stores.redis import RedisStore as RedisStore
     from convmem.stores.sqlite import SQLiteStore as SQLiteStore
     from convmem.windows import Window as Window
 
@@ -90,6 +94,8 @@ _HOMES = {
         "ConversationNotLoaded",
         "ConvmemError",
         "CorruptEntry",
+        "CookieNotSent",
+        "CounterFailed",
         "CrossSite",
         "ForeignOrigin",
         "HistoryExpired",
@@ -126,6 +132,8 @@ _HOMES = {
     "convmem.middleware": ("ConversationMiddleware",),
     "convmem.stores.base": ("Store",),
     "convmem.stores.memory": ("MemoryStore",),
+    "convmem.stores.postgres": ("PostgresStore",),
+    "convmem.stores.redis": ("RedisStore",),
     "convmem.stores.sqlite": ("SQLiteStore",),
     "convmem.windows": ("Window",),
 }

@@ -9,7 +9,7 @@ from typing import Literal
 from urllib.parse import parse_qsl, urlencode
 
 from convmem.exceptions import ConfigurationError
-from convmem.surroundings import nearest, parse_duration
+from convmem.store_parameters import check
 
 Reach = Literal["process", "host", "network"]
 """How far two processes may be apart and still meet in a store; as `Store.reach`."""
@@ -24,13 +24,16 @@ _SPELLINGS = {
     "rediss": "rediss",
     "redis+cluster": "redis+cluster",
     "redis+sentinel": "redis+sentinel",
+    "redis+unix": "redis+unix",
+    "unix": "redis+unix",
+    "valkey": "redis",
+    "valkeys": "rediss",
     "postgres": "postgresql",
     "postgresql": "postgresql",
     "postgresql+asyncpg": "postgresql",
     "postgresql+psycopg": "postgresql",
     "postgresql+psycopg2": "postgresql",
 }
-_SQLITE_PARAMETERS = {"mode": ("rwc", "rw"), "synchronous": ("full", "normal", "extra"), "busy_timeout": ()}
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,7 +41,7 @@ class StoreURL:
     """Where a store is. Printing it, or its `repr`, never shows a user name, a password or a networked store's parameters.
 
     Attributes:
-        scheme: Normalised: memory, sqlite, redis, rediss, redis+cluster, redis+sentinel or postgresql.
+        scheme: Normalised: memory, sqlite, redis, rediss, redis+unix, redis+cluster, redis+sentinel or postgresql.
         rest: What stands between ``://`` and ``?``, credentials included.
         query: The parameters, decoded, in their order.
     """
@@ -69,6 +72,10 @@ class StoreURL:
         """The whole URL, credentials included: for the driver, never for a log."""
         return f"{self.scheme}://{self.rest}" + (f"?{urlencode(self.query)}" if self.query else "")
 
+    def without(self, *names: str) -> StoreURL:
+        """Return the same URL without some of its parameters."""
+        return StoreURL(self.scheme, self.rest, tuple(pair for pair in self.query if pair[0] not in names))
+
     def absolute(self) -> StoreURL:
         """Return the same URL, with an SQLite file's path made absolute from the working directory."""
         if self.scheme != "sqlite":
@@ -93,7 +100,8 @@ def parse_store_url(url: str) -> StoreURL:
 
     Args:
         url: ``memory://``, ``sqlite:///path`` (``sqlite:////absolute/path``) with ``mode``, ``synchronous`` or
-            ``busy_timeout``, ``redis://``, ``rediss://``, ``redis+cluster://``, ``redis+sentinel://``, ``postgresql://``;
+            ``busy_timeout``, ``redis://``, ``rediss://``, ``unix:///path``, ``redis+cluster://h1,h2``,
+            ``redis+sentinel://h1,h2/service``, ``postgresql://``;
             ``postgres://`` and the forms with a driver's name, such as ``sqlite+aiosqlite:///path``, mean the same.
 
     Raises:
@@ -115,10 +123,7 @@ def parse_store_url(url: str) -> StoreURL:
         msg = "CONVMEM_STORE has an @ after a ?; percent-encode the characters ? # / @ in its password (%3F %23 %2F %40)."
         raise ConfigurationError(msg)
     parsed = StoreURL(scheme, rest, _parameters(query))
-    if scheme == "memory":
-        _check_memory(parsed)
-    if scheme == "sqlite":
-        _check_sqlite(parsed)
+    check(parsed)
     return parsed
 
 
@@ -136,41 +141,3 @@ def _parameters(query: str) -> tuple[tuple[str, str], ...]:
             msg = f"CONVMEM_STORE has the parameter {name[:40]!r} twice; keep one."
             raise ConfigurationError(msg)
     return tuple(parameters)
-
-
-def _check_memory(url: StoreURL) -> None:
-    if url.rest or url.query:
-        msg = "CONVMEM_STORE says more than memory://, which has no path and no parameters; use memory:// or sqlite:///path."
-        raise ConfigurationError(msg)
-
-
-def _check_sqlite(url: StoreURL) -> None:
-    if url.rest in ("", "/") or ":memory:" in url.rest:
-        msg = "CONVMEM_STORE names no SQLite file; use sqlite:///convmem.db, or memory:// to keep nothing."
-        raise ConfigurationError(msg)
-    if not url.rest.startswith("/"):
-        msg = "CONVMEM_STORE needs three slashes before a relative path and four before an absolute one: sqlite:///convmem.db."
-        raise ConfigurationError(msg)
-    if url.rest.endswith("/"):
-        msg = "CONVMEM_STORE names a directory; add the file's name, as in sqlite:////var/lib/app/convmem.db."
-        raise ConfigurationError(msg)
-    for name, value in url.query:
-        _check_sqlite_parameter(name, value)
-
-
-def _check_sqlite_parameter(name: str, value: str) -> None:
-    if name not in _SQLITE_PARAMETERS:
-        hint = nearest(name, _SQLITE_PARAMETERS)
-        advice = f"did you mean {hint}?" if hint else "SQLite has mode, synchronous and busy_timeout."
-        msg = f"CONVMEM_STORE has the unknown parameter {name[:40]!r}; {advice}"
-        raise ConfigurationError(msg)
-    choices = _SQLITE_PARAMETERS[name]
-    if choices and value not in choices:
-        msg = f"CONVMEM_STORE has {name}={value[:40]!r}; use {', '.join(choices[:-1])} or {choices[-1]}."
-        raise ConfigurationError(msg)
-    if name == "busy_timeout":
-        try:
-            parse_duration(value)
-        except ValueError as error:
-            msg = f"CONVMEM_STORE has a busy_timeout that {error}."
-            raise ConfigurationError(msg) from None

@@ -17,6 +17,8 @@ from pydantic import SecretStr, ValidationError
 from convmem.config import Settings, StoreURL, open_store, parse_store_url
 from convmem.exceptions import ConfigurationError
 from convmem.stores.memory import MemoryStore
+from convmem.stores.postgres import PostgresStore
+from convmem.stores.redis import RedisStore
 from convmem.stores.sqlite import SQLiteStore
 from convmem.surroundings import LONGEST_DURATION, format_duration, format_size, parse_duration, parse_size
 
@@ -57,6 +59,7 @@ DEFAULTS = {
     "debug_headers": False,
     "state_key": "conversation",
     "namespace": "convmem",
+    "migrate": "auto",
 }
 
 
@@ -127,7 +130,7 @@ class TestReading:
             "CONVMEM_WINDOW_TURNS": "none",
             "CONVMEM_WINDOW_MESSAGES": "40",
             "CONVMEM_WEBSOCKET_ORIGINS": "https://App.example/, http://localhost:5173,https://[::1]:443",
-            "CONVMEM_WINDOW_TOKENS": "none",
+            "CONVMEM_WINDOW_TOKENS": "4000",
             "CONVMEM_CONCURRENCY": "reject",
             "CONVMEM_TURN_WAIT": "10",
             "CONVMEM_LEASE": "5s",
@@ -140,6 +143,7 @@ class TestReading:
             "CONVMEM_DEBUG_HEADERS": "1",
             "CONVMEM_STATE_KEY": "",
             "CONVMEM_NAMESPACE": "chat-2",
+            "CONVMEM_MIGRATE": "Check",
         }
         read = Settings.from_environment(environ)
         assert values(read) == {
@@ -163,7 +167,7 @@ class TestReading:
             "retention": None,
             "window_turns": None,
             "window_messages": 40,
-            "window_tokens": None,
+            "window_tokens": 4000,
             "concurrency": "reject",
             "turn_wait": timedelta(seconds=10),
             "lease": timedelta(seconds=5),
@@ -176,6 +180,7 @@ class TestReading:
             "debug_headers": True,
             "state_key": "",
             "namespace": "chat-2",
+            "migrate": "check",
         }
         assert environ.keys() == {line.variable for line in read.describe() if line.source == "environment"}
         assert read.notices == ()
@@ -279,7 +284,6 @@ class TestSentences:
             ("WINDOW_MESSAGES", "many", "CONVMEM_WINDOW_MESSAGES is 'many'; use a whole number."),
             ("WEBSOCKET_ORIGINS", "https://app.example/chat", "CONVMEM_WEBSOCKET_ORIGINS holds 'https://app.example/chat'; use origins, a"),
             ("WEBSOCKET_ORIGINS", "*", "CONVMEM_WEBSOCKET_ORIGINS holds '*'; use origins, a scheme and a host each, such as https://app."),
-            ("WINDOW_TOKENS", "4000", "CONVMEM_WINDOW_TOKENS comes with a later version; unset it and use CONVMEM_WINDOW_TURNS or"),
             ("CONCURRENCY", "queue", "CONVMEM_CONCURRENCY is 'queue'; use wait or reject."),
             ("TURN_WAIT", "soon", "CONVMEM_TURN_WAIT is 'soon'; use a duration such as 20s, 15m, 24h, 30d or PT20S."),
             ("TURN_WAIT", "8s", "CONVMEM_TURN_WAIT is 8s and CONVMEM_LEASE is 8s: with CONVMEM_CONCURRENCY=wait a turn has to wait longer"),
@@ -592,16 +596,16 @@ class TestSurroundings:
         assert caplog.messages == [f"Conversations are kept in sqlite:///{tmp_path}/convmem.db (CONVMEM_STORE is unset)."]
 
     @pytest.mark.parametrize(
-        ("variable", "url", "later"),
+        ("variable", "url"),
         [
-            ("REDIS_URL", "rediss://:hush@cache:6379", "rediss"),
-            ("DATABASE_URL", "postgres://somebody:hush@db/x?sslmode=require", "postgresql"),
+            ("REDIS_URL", "rediss://:hush@cache:6379"),
+            ("DATABASE_URL", "postgres://somebody:hush@db/x?sslmode=require"),
         ],
     )
-    def test_a_server_that_is_there_but_unused_is_a_notice_with_the_line_to_add(self, variable, url, later):
+    def test_a_server_that_is_there_but_unused_is_a_notice_with_the_line_to_add(self, variable, url):
         """Somebody provisioned it for this; the notice never shows its password."""
         (notice,) = Settings.from_environment({variable: url, "CONVMEM_SECRET_KEY": KEY}).notices
-        assert f"add the line CONVMEM_STORE=${variable} (convmem's {later} store comes with a later version)." in notice
+        assert f"add the line CONVMEM_STORE=${variable}." in notice
         assert "hush" not in notice
         assert Settings.from_environment({variable: url, "CONVMEM_STORE": "memory://", "CONVMEM_SECRET_KEY": KEY}).notices == ()
         with pytest.raises(ConfigurationError, match=rf"For {variable}, add the line CONVMEM_STORE=\${variable}"):
@@ -664,6 +668,9 @@ class TestStoreURL:
             ("sqlite:///x.db?busy_timeout=2.5", "sqlite", "/x.db", (("busy_timeout", "2.5"),)),
             ("redis://", "redis", "", ()),
             ("REDISS://:p%40w@h:6380/1", "rediss", ":p%40w@h:6380/1", ()),
+            ("unix:///run/redis/redis.sock?db=1", "redis+unix", "/run/redis/redis.sock", (("db", "1"),)),
+            ("valkeys://h", "rediss", "h", ()),
+            ("redis://[::1]:6379/0?socket_timeout=3", "redis", "[::1]:6379/0", (("socket_timeout", "3"),)),
             ("redis+cluster://h1:6379,h2:6379", "redis+cluster", "h1:6379,h2:6379", ()),
             ("redis+sentinel://h1:26379,h2:26379/main/0", "redis+sentinel", "h1:26379,h2:26379/main/0", ()),
             ("postgresql://u:p@h/db", "postgresql", "u:p@h/db", ()),
@@ -711,6 +718,27 @@ class TestStoreURL:
             ("host=h password=hush", "CONVMEM_STORE is not a URL; use"),
             ("redis://h\n/0", "CONVMEM_STORE is not a URL; use"),
             ("redis://:a?hush@h/0", "CONVMEM_STORE has an @ after a ?; percent-encode"),
+            (
+                "redis://:a/hush@h/0",
+                "CONVMEM_STORE has no host:port after its ://; percent-encode the characters ? # / @ : of its password",
+            ),
+            ("redis://h/cache", "CONVMEM_STORE has something after its host that is not the number of a database"),
+            (
+                "redis+cluster://h/3",
+                "CONVMEM_STORE has something after its host that is not the number of a database; a cluster has only 0.",
+            ),
+            ("redis://h1,h2", "CONVMEM_STORE has several hosts, and redis takes one; use redis+cluster://h1,h2 or redis+sentinel://"),
+            ("redis+sentinel://h1,h2", "CONVMEM_STORE names no service; use redis+sentinel://host1,host2/SERVICE"),
+            ("unix://run/redis.sock", "CONVMEM_STORE names no socket file; use unix:///run/redis/redis.sock."),
+            ("redis://h?durabilty=replicas", "CONVMEM_STORE has the unknown parameter 'durabilty'; did you mean durability?"),
+            ("redis://h?decode_responses=true", "CONVMEM_STORE has the unknown parameter 'decode_responses'; "),
+            ("redis://h?sentinel_password=hush", "CONVMEM_STORE has the unknown parameter 'sentinel_password'; Redis has "),
+            ("redis://h?ssl_ca_certs=/ca.pem", "CONVMEM_STORE has ssl_ca_certs, which is for TLS; use rediss://."),
+            ("redis://h?durability=always", "CONVMEM_STORE has durability='always'; use none or replicas."),
+            ("redis://h?replicas=2", "CONVMEM_STORE has replicas without durability=replicas"),
+            ("redis://h?durability=replicas&replicas=0", "CONVMEM_STORE has replicas='0'; use a whole number, 1 or more."),
+            ("redis://h?db=-1", "CONVMEM_STORE has db='-1'; use a whole number, 0 or more."),
+            ("redis://h?timeout=soon", "CONVMEM_STORE has a timeout that is 'soon'; use a duration"),
         ],
     )
     def test_a_url_that_names_no_store_is_a_sentence(self, text, sentence):
@@ -755,11 +783,56 @@ class TestOpeningAStore:
         assert (tmp_path / "x.db").exists()
 
     @pytest.mark.parametrize(
-        "url", ["redis://u:hush@h", "rediss://h", "redis+cluster://h", "redis+sentinel://h/main", "postgres://u:hush@h/db"]
+        "url",
+        [
+            "redis://u:hush@h",
+            "rediss://h",
+            "unix:///run/r.sock",
+            "redis+cluster://h",
+            "redis+sentinel://h/main?durability=replicas&replicas=2",
+        ],
     )
-    def test_a_store_of_a_later_version_says_so(self, url):
-        """Honest today, and one line to remove tomorrow."""
-        with pytest.raises(
-            ConfigurationError, match=r"^CONVMEM_STORE is '\S+', a store that comes with a later version; use sqlite or memory now.$"
-        ):
-            open_store(url)
+    @pytest.mark.asyncio
+    async def test_redis_opens_by_its_urls_and_connects_to_nothing(self, url):
+        """The first call connects."""
+        store = open_store(url)
+        assert isinstance(store, RedisStore)
+        await store.aclose()
+
+    @pytest.mark.asyncio
+    async def test_postgresql_opens_by_every_spelling_and_connects_to_nothing(self):
+        """What a platform hands out as DATABASE_URL is used as it is; the store's own options do not reach the driver."""
+        for scheme in ("postgres", "postgresql", "postgresql+asyncpg", "postgresql+psycopg", "postgresql+psycopg2"):
+            url = f"{scheme}://u:hush@h1,h2:5433/db?sslmode=require&timeout=2s&pool_max=3&pool_min=2&statement_cache_size=0&unsafe=refuse"
+            store = open_store(url, namespace="other", migrate="check")
+            assert isinstance(store, PostgresStore)
+            rules, connections = store._database.rules, store._database.connections
+            assert rules == ("other", "check", timedelta(seconds=2), "refuse")
+            assert connections._options["dsn"] == "postgresql://u:hush@h1,h2:5433/db?sslmode=require"
+            assert connections._options["statement_cache_size"] == 0
+            assert (connections._pooling.most, connections._pooling.kept) == (3, 2)
+            assert connections.location == "h1,h2:5433"
+            await store.aclose()
+
+    @pytest.mark.parametrize(
+        ("query", "sentence"),
+        [
+            ("sslmod=require", "CONVMEM_STORE has the unknown parameter 'sslmod'; did you mean sslmode?"),
+            ("ssl=true", "CONVMEM_STORE has the unknown parameter 'ssl'; use sslmode=require, or sslmode=verify-full."),
+            ("schema=chat", "CONVMEM_STORE has the unknown parameter 'schema'; set CONVMEM_NAMESPACE."),
+            ("channel_binding=require", "CONVMEM_STORE has the unknown parameter 'channel_binding'; the driver cannot do it; leave"),
+            ("zzz=1", "CONVMEM_STORE has the unknown parameter 'zzz'; PostgreSQL has timeout, pool_max,"),
+            ("pool_max=0", "CONVMEM_STORE has pool_max='0'; use a whole number, 1 or more."),
+            ("pool_min=-1", "CONVMEM_STORE has pool_min='-1'; use a whole number, 0 or more."),
+            ("statement_cache_size=no", "CONVMEM_STORE has statement_cache_size='no'; use a whole number, 0 or more."),
+            ("pool_min=5&pool_max=4", "CONVMEM_STORE has a pool_min of 5 and a pool_max of 4; raise the second or lower the first."),
+            ("timeout=soon", "CONVMEM_STORE has a timeout that "),
+            ("unsafe=yes", "CONVMEM_STORE has unsafe='yes'; use warn, refuse or allow."),
+        ],
+    )
+    def test_a_parameter_of_postgresql_that_cannot_work_is_a_sentence(self, query, sentence):
+        """A mistyped one would otherwise be a server setting nobody knows, at the first request."""
+        with pytest.raises(ConfigurationError) as caught:
+            open_store(f"postgresql://u:hush@h/db?{query}")
+        assert str(caught.value).startswith(sentence)
+        assert "hush" not in str(caught.value)

@@ -92,7 +92,7 @@ def running(request, tmp_path_factory) -> Iterator[Running]:
         assert not [sign for sign in BAD_SIGNS if sign in process.log], process.log
 
 
-@pytest.mark.parametrize("end", [*CLIENT_ENDS, *APP_ENDS], ids=lambda end: end.name.replace(" ", "-"))
+@pytest.mark.parametrize("end", [pytest.param(end, id=end.name.replace(" ", "-")) for end in (*CLIENT_ENDS, *APP_ENDS)])
 def test_an_end_leaves_what_the_page_says_and_nothing_else(running, end: End):
     """What is stored, no lease, no task, and a next turn that works at once and is told of what has no end."""
     before = running.request("GET", "/off/tasks")
