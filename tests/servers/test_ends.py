@@ -138,9 +138,7 @@ def test_a_server_that_stops_within_turns_leaves_what_the_page_says(stop: Stop, 
     """A deployment: the file has what the page says, no lease is left for longer than its term, and both conversations go on."""
     with server(name, APP, environment(tmp_path / "convmem.db"), *stop.options[name]) as process:
         running = Running(name, process, tmp_path / "convmem.db")
-        clients = {
-            path: Client(process.port, path, lambda path=path: running.wait_for_lease(path, held=True)) for path in ("plain", "stream")
-        }
+        clients = {path: running.client(path) for path in ("plain", "stream")}
         for path, client in clients.items():
             client.ask(f"/{path}?seconds=3")
             client.begun()
