@@ -1,0 +1,277 @@
+"""Pods: workers as a deployment runs them, each an ASGI app in the middleware with a store of its own, and the clients they serve."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from convmem import ConversationMiddleware, Message, Settings, from_callable, get_conversation
+from convmem.config import open_store
+from convmem.stores.base import Store
+from tests.asgi_client import Answer, Client, quick, user_header
+from tests.faults.checker import Anomaly, check
+from tests.faults.history import Kind, Operation, Outcome, Recorder, read_histories
+from tests.faults.plants import PLANTS
+from tests.faults.workload import Seen, elements_of
+
+CERTAIN = {"conversation_busy", "conversation_conflict", "conversation_fenced", "conversation_gone", "history_lost"}
+"""Problems after which the turn is not stored, for certain."""
+
+
+@dataclass
+class _Asked:
+    """A turn on its way through a pod: who records it, and under which number once its question was put."""
+
+    recorder: Recorder
+    number: int = 0
+
+
+class Pod:
+    """One worker: an app whose model repeats the turn's name, with a count of how often it was called.
+
+    `POST /turn` takes a turn in one piece, `POST /stream` as a stream; `GET /alive` is what a kubelet asks, on a path with no
+    conversation.
+
+    Attributes:
+        calls: How often the model was called.
+        think: Seconds the model takes.
+    """
+
+    def __init__(self, url: str, *, plant: str = "", think: float = 0.002, settings: Settings | None = None) -> None:
+        """Connect to nothing."""
+        self.store: Store = PLANTS[plant](open_store(url))
+        self.calls = 0
+        self.think = think
+        self._asked: dict[str, _Asked] = {}
+        routes = [
+            Route("/turn", self._turn, methods=["POST"]),
+            Route("/stream", self._stream, methods=["POST"]),
+            Route("/alive", self._alive),
+        ]
+        self.app = ConversationMiddleware(
+            Starlette(routes=routes),
+            store=self.store,
+            settings=settings or quick(turn_wait="10s", window_turns=None),
+            resolvers=[from_callable(user_header)],
+            paths=["/turn", "/stream"],
+        )
+
+    async def take(self, client: PodClient, conversation: str, turn: str, *, stream: bool) -> Answer:
+        """Send one turn, and record what its client was told by the last byte."""
+        asked = self._asked[turn] = _Asked(client.recorder)
+        headers = {"conversation-revision": client.revisions[conversation]} if conversation in client.revisions else {}
+        path = "/stream" if stream else "/turn"
+        answer = await Client(self.app).post(path, turn, user=f"workload-{conversation}", headers=headers)
+        del self._asked[turn]
+        if asked.number:
+            self._record(asked, answer)
+        if answer.header("conversation-revision"):
+            client.revisions[conversation] = answer.header("conversation-revision") or ""
+        return answer
+
+    async def alive(self) -> float:
+        """Ask the liveness route; return how long it took."""
+        began = time.monotonic()
+        answer = await Client(self.app).get("/alive", user=None)
+        assert (answer.status, answer.text) == (200, "alive")
+        return time.monotonic() - began
+
+    async def aclose(self) -> None:
+        """Close its store."""
+        await self.store.aclose()
+
+    def _record(self, asked: _Asked, answer: Answer) -> None:
+        if answer.whole and answer.status == 200:
+            asked.recorder.ok(asked.number)
+        elif answer.code in CERTAIN:
+            asked.recorder.fail(asked.number, answer.code)
+        else:
+            asked.recorder.unknown(asked.number, answer.code or repr(answer.raised))
+
+    async def _begin(self, request: Request) -> tuple[Message, list[Message]]:
+        """Note what the handler has before it and what it is about to append; return that."""
+        turn = (await request.body()).decode()
+        conversation = await get_conversation(request)
+        asked, name = self._asked[turn], conversation.owner.removeprefix("user:workload-")
+        seen = Seen.of(conversation.messages)
+        read = asked.recorder.invoke(Kind.READ, name)
+        asked.recorder.ok(read, elements=seen.elements, unfinished=seen.unfinished)
+        elements = elements_of(turn)
+        asked.number = asked.recorder.invoke(Kind.APPEND, name, turn=turn, elements=elements, before=seen.finished)
+        question, *answers = [Message.user(elements[0]), *map(Message.assistant, elements[1:])]
+        conversation.append(question)
+        return question, answers
+
+    async def _turn(self, request: Request) -> Response:
+        _, answers = await self._begin(request)
+        await self._model()
+        (await get_conversation(request)).append(*answers)
+        return JSONResponse("done")
+
+    async def _stream(self, request: Request) -> Response:
+        _, answers = await self._begin(request)
+        conversation = await get_conversation(request)
+
+        async def model() -> AsyncIterator[str]:
+            await self._model()
+            conversation.append(answers[0])
+            yield answers[1].text
+
+        return StreamingResponse(conversation.record(model()))
+
+    async def _alive(self, request: Request) -> Response:
+        return PlainTextResponse("alive")
+
+    async def _model(self) -> None:
+        self.calls += 1
+        await asyncio.sleep(self.think)
+
+
+@dataclass
+class PodClient:
+    """One client: takes one turn after the other, and remembers the newest revision of each conversation, as a page does.
+
+    Attributes:
+        answers: Every answer, with when its turn was sent and how long it took.
+    """
+
+    recorder: Recorder
+    revisions: dict[str, str] = field(default_factory=dict)
+    answers: list[tuple[float, float, Answer]] = field(default_factory=list)
+    turns: int = 0
+
+    async def take(self, pod: Pod, conversation: str, *, stream: bool = False) -> Answer:
+        """Take one turn at a pod."""
+        self.turns += 1
+        began = time.monotonic()
+        answer = await pod.take(self, conversation, f"{self.recorder.process}-{self.turns}", stream=stream)
+        self.answers.append((began, time.monotonic() - began, answer))
+        return answer
+
+
+class Clients:
+    """Several clients that take turns at several pods until they are stopped; a context that ends them.
+
+    Each stays with its pod but for every fifth turn, which goes to the next one, as behind a balancer. Half the turns are streams.
+    """
+
+    def __init__(
+        self, pods: list[Pod], folder: Path, *, count: int = 4, conversations: Iterable[str] = ("c0", "c1"), pause: float = 0.01
+    ) -> None:
+        """Prepare them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.pods, self.folder, self.conversations, self.pause = pods, folder, list(conversations), pause
+        self.clients = [PodClient(Recorder(folder, f"p{number}")) for number in range(count)]
+        self._stopped = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        """Let them begin."""
+        self._tasks = [asyncio.create_task(self._run(number, client)) for number, client in enumerate(self.clients)]
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """End them, whatever happened."""
+        await self.stop()
+        for client in self.clients:
+            client.recorder.close()
+
+    @property
+    def answers(self) -> list[tuple[float, float, Answer]]:
+        """All answers so far, in the order they were asked for."""
+        return sorted((answer for client in self.clients for answer in client.answers), key=lambda answer: answer[0])
+
+    def codes(self, since: float = 0.0) -> set[str]:
+        """Return the problems clients were told; empty for a success."""
+        return {answer.code for began, _, answer in self.answers if began >= since}
+
+    async def until(self, successes: int, *, seconds: float = 20.0) -> None:
+        """Wait for so many more turns to succeed."""
+        before = self._successes()
+        async with asyncio.timeout(seconds):
+            while self._successes() < before + successes:
+                for task in self._tasks:
+                    if task.done():
+                        task.result()
+                await asyncio.sleep(0.01)
+
+    async def stop(self) -> None:
+        """Let each end the turn it is in; raise what went wrong in a client."""
+        self._stopped.set()
+        tasks, self._tasks = self._tasks, []
+        await asyncio.gather(*tasks)
+
+    async def judge(self, url: str) -> list[Anomaly]:
+        """Stop, read what is stored, and check the history."""
+        await self.stop()
+        final = Recorder(self.folder, "final")
+        async with open_store(url) as store:
+            for name in self.conversations:
+                asked = final.invoke(Kind.READ, name, final=True)
+                seen = await stored(store, name)
+                final.ok(asked, elements=seen.elements, unfinished=seen.unfinished)
+        final.close()
+        return check(self.operations())
+
+    def operations(self) -> list[Operation]:
+        """Return the history so far."""
+        return read_histories(self.folder)
+
+    def acknowledged(self) -> int:
+        """Return how many turns their clients were told are stored."""
+        return sum(one.kind is Kind.APPEND and one.outcome is Outcome.OK for one in self.operations())
+
+    def _successes(self) -> int:
+        return sum(answer.status == 200 for _, _, answer in self.answers)
+
+    async def _run(self, number: int, client: PodClient) -> None:
+        while not self._stopped.is_set():
+            pod = self.pods[(number + (client.turns % 5 == 4)) % len(self.pods)]
+            conversation = self.conversations[(number + client.turns // 3) % len(self.conversations)]
+            await client.take(pod, conversation, stream=client.turns % 2 == 1)
+            await asyncio.sleep(self.pause)
+
+
+async def stored(store: Store, conversation: str) -> Seen:
+    """Return what a conversation of the workload holds, as a handler reads it."""
+    from convmem import open_conversation
+    from tests.faults.workload import key_of
+
+    async with open_conversation(key_of(conversation), store=store) as found:
+        return Seen.of(await found.history())
+
+
+@asynccontextmanager
+async def ticking(every: float = 0.005) -> AsyncIterator[list[float]]:
+    """Measure the gaps of a task that sleeps for `every`: how long the event loop did not come round."""
+    gaps: list[float] = []
+
+    async def tick() -> None:
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(every)
+            gaps.append(time.monotonic() - began - every)
+
+    task = asyncio.create_task(tick())
+    try:
+        yield gaps
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def facts_of(answer: Answer) -> dict[str, object]:
+    """Return the members of a problem document."""
+    return dict(json.loads(answer.text))
