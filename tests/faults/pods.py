@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,14 +17,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from convmem import ConversationMiddleware, Message, Settings, from_callable, get_conversation
+from convmem import ConversationMiddleware, Message, Settings, from_callable, get_conversation, open_conversation
 from convmem.config import open_store
 from convmem.stores.base import Store
 from tests.asgi_client import Answer, Client, quick, user_header
 from tests.faults.checker import Anomaly, check
 from tests.faults.history import Kind, Operation, Outcome, Recorder, read_histories
 from tests.faults.plants import PLANTS
-from tests.faults.workload import Seen, elements_of
+from tests.faults.waiting import until
+from tests.faults.workload import Seen, elements_of, key_of
 
 CERTAIN = {"conversation_busy", "conversation_conflict", "conversation_fenced", "conversation_gone", "history_lost"}
 """Problems after which the turn is not stored, for certain."""
@@ -138,25 +140,51 @@ class Pod:
         await asyncio.sleep(self.think)
 
 
+@dataclass(frozen=True)
+class Taken:
+    """One turn as its client saw it.
+
+    Attributes:
+        sent: When, in seconds of the monotonic clock.
+        seconds: How long it took.
+    """
+
+    turn: str
+    conversation: str
+    stream: bool
+    sent: float
+    seconds: float
+    answer: Answer
+
+    @property
+    def stored(self) -> bool:
+        """Whether the client was told so."""
+        return self.answer.status == 200 and self.answer.whole
+
+
 @dataclass
 class PodClient:
     """One client: takes one turn after the other, and remembers the newest revision of each conversation, as a page does.
 
     Attributes:
-        answers: Every answer, with when its turn was sent and how long it took.
+        taken: Every turn that was answered.
+        waits_since: When the turn that is under way was sent; None when there is none.
     """
 
     recorder: Recorder
     revisions: dict[str, str] = field(default_factory=dict)
-    answers: list[tuple[float, float, Answer]] = field(default_factory=list)
+    taken: list[Taken] = field(default_factory=list)
     turns: int = 0
+    waits_since: float | None = None
 
     async def take(self, pod: Pod, conversation: str, *, stream: bool = False) -> Answer:
         """Take one turn at a pod."""
         self.turns += 1
-        began = time.monotonic()
-        answer = await pod.take(self, conversation, f"{self.recorder.process}-{self.turns}", stream=stream)
-        self.answers.append((began, time.monotonic() - began, answer))
+        began = self.waits_since = time.monotonic()
+        turn = f"{self.recorder.process}-{self.turns}"
+        answer = await pod.take(self, conversation, turn, stream=stream)
+        self.waits_since = None
+        self.taken.append(Taken(turn, conversation, stream, began, time.monotonic() - began, answer))
         return answer
 
 
@@ -164,21 +192,30 @@ class Clients:
     """Several clients that take turns at several pods until they are stopped; a context that ends them.
 
     Each stays with its pod but for every fifth turn, which goes to the next one, as behind a balancer. Half the turns are streams.
+    With `roam` each changes its conversation every three turns; else each keeps to one.
     """
 
     def __init__(
-        self, pods: list[Pod], folder: Path, *, count: int = 4, conversations: Iterable[str] = ("c0", "c1"), pause: float = 0.01
+        self,
+        pods: list[Pod],
+        folder: Path,
+        *,
+        count: int = 4,
+        conversations: Iterable[str] = ("c0", "c1"),
+        pause: float = 0.01,
+        roam: bool = True,
     ) -> None:
         """Prepare them."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.pods, self.folder, self.conversations, self.pause = pods, folder, list(conversations), pause
+        self.pods, self.folder, self.conversations = pods, folder, list(conversations)
+        self.pause, self.roam = pause, roam
         self.clients = [PodClient(Recorder(folder, f"p{number}")) for number in range(count)]
         self._stopped = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         """Let them begin."""
-        self._tasks = [asyncio.create_task(self._run(number, client)) for number, client in enumerate(self.clients)]
+        self.start()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -187,24 +224,39 @@ class Clients:
         for client in self.clients:
             client.recorder.close()
 
+    def start(self) -> None:
+        """Let them begin, or go on after `stop`."""
+        self._stopped.clear()
+        self._tasks = [asyncio.create_task(self._run(number, client)) for number, client in enumerate(self.clients)]
+
     @property
-    def answers(self) -> list[tuple[float, float, Answer]]:
-        """All answers so far, in the order they were asked for."""
-        return sorted((answer for client in self.clients for answer in client.answers), key=lambda answer: answer[0])
+    def taken(self) -> list[Taken]:
+        """All turns that were answered so far, in the order they were sent."""
+        return sorted((taken for client in self.clients for taken in client.taken), key=lambda taken: taken.sent)
 
     def codes(self, since: float = 0.0) -> set[str]:
         """Return the problems clients were told; empty for a success."""
-        return {answer.code for began, _, answer in self.answers if began >= since}
+        return {taken.answer.code for taken in self.taken if taken.sent >= since}
+
+    def longest(self) -> float:
+        """Return how long the longest turn has taken, those that are still under way included."""
+        now = time.monotonic()
+        waiting = [now - client.waits_since for client in self.clients if client.waits_since is not None]
+        return max([*waiting, *(taken.seconds for taken in self.taken)], default=0.0)
 
     async def until(self, successes: int, *, seconds: float = 20.0) -> None:
         """Wait for so many more turns to succeed."""
-        before = self._successes()
-        async with asyncio.timeout(seconds):
-            while self._successes() < before + successes:
-                for task in self._tasks:
-                    if task.done():
-                        task.result()
-                await asyncio.sleep(0.01)
+        wanted = self._successes() + successes
+        await until(lambda: self._successes() >= wanted or any(task.done() for task in self._tasks), seconds=seconds)
+
+    async def until_each_is_served(self, *, seconds: float = 20.0) -> None:
+        """Wait until every client has had a turn stored that was sent from now on."""
+        now = time.monotonic()
+
+        def served(client: PodClient) -> bool:
+            return any(taken.sent >= now and taken.stored for taken in client.taken)
+
+        await until(lambda: all(map(served, self.clients)) or any(task.done() for task in self._tasks), seconds=seconds)
 
     async def stop(self) -> None:
         """Let each end the turn it is in; raise what went wrong in a client."""
@@ -228,26 +280,50 @@ class Clients:
         """Return the history so far."""
         return read_histories(self.folder)
 
+    def unaware(self, lost: set[str], since: float) -> list[str]:
+        """Return what of these lost turns its own client was never told of, though it came back to the conversation.
+
+        Streams are left out: the revision their client has is that of the head of the response, when the answer was not stored.
+
+        Args:
+            lost: Names of turns.
+            since: From when on clients could know.
+        """
+        unaware = []
+        for client in self.clients:
+            for mine in (taken for taken in client.taken if taken.turn in lost and taken.stored and not taken.stream):
+                later = [taken.answer.code for taken in client.taken if taken.sent >= since and taken.conversation == mine.conversation]
+                if later and "history_lost" not in later:
+                    unaware.append(mine.turn)
+        return unaware
+
+    def most_often_told(self) -> int:
+        """Return how often one client was told of the loss of one conversation, at most: evidence is spent by telling of it."""
+        told = Counter(
+            (number, taken.conversation)
+            for number, client in enumerate(self.clients)
+            for taken in client.taken
+            if taken.answer.code == "history_lost"
+        )
+        return max(told.values(), default=0)
+
     def acknowledged(self) -> int:
         """Return how many turns their clients were told are stored."""
         return sum(one.kind is Kind.APPEND and one.outcome is Outcome.OK for one in self.operations())
 
     def _successes(self) -> int:
-        return sum(answer.status == 200 for _, _, answer in self.answers)
+        return sum(taken.stored for taken in self.taken)
 
     async def _run(self, number: int, client: PodClient) -> None:
         while not self._stopped.is_set():
             pod = self.pods[(number + (client.turns % 5 == 4)) % len(self.pods)]
-            conversation = self.conversations[(number + client.turns // 3) % len(self.conversations)]
+            conversation = self.conversations[(number + self.roam * client.turns // 3) % len(self.conversations)]
             await client.take(pod, conversation, stream=client.turns % 2 == 1)
             await asyncio.sleep(self.pause)
 
 
 async def stored(store: Store, conversation: str) -> Seen:
     """Return what a conversation of the workload holds, as a handler reads it."""
-    from convmem import open_conversation
-    from tests.faults.workload import key_of
-
     async with open_conversation(key_of(conversation), store=store) as found:
         return Seen.of(await found.history())
 

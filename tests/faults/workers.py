@@ -45,6 +45,11 @@ class Worker:
         return bool(lines) and '"kind":"append"' in lines[-1]
 
     @property
+    def pid(self) -> int:
+        """The process that runs now."""
+        return self._process.pid
+
+    @property
     def acknowledged(self) -> int:
         """How many turns the process that runs now was told are stored."""
         lines = self.record.read_text().splitlines() if self.record.exists() else []
@@ -160,6 +165,10 @@ class Workers:
         """Wait until so many turns have been begun, so that a fault meets work under way."""
         await until(lambda: self._begun() >= appends, seconds=seconds)
 
+    async def refusals(self, number: int, *, seconds: float = 30.0) -> None:
+        """Wait until so many calls have failed or had no answer."""
+        await until(lambda: sum(self._count(f'"type":"{word}"') for word in ("fail", "unknown")) >= number, seconds=seconds)
+
     async def in_turn(self, *, seconds: float = 30.0) -> Worker:
         """Wait until a worker is in the middle of a turn, and return it."""
         found: list[Worker] = []
@@ -186,7 +195,10 @@ class Workers:
         return Verdict(operations, check(operations), took)
 
     def _begun(self) -> int:
-        return sum(file.read_text().count('"kind":"append"') for file in self.folder.glob("*.jsonl"))
+        return self._count('"kind":"append"')
+
+    def _count(self, words: str) -> int:
+        return sum(file.read_text().count(words) for file in self.folder.glob("*.jsonl"))
 
 
 def told(anomalies: Sequence[Anomaly]) -> str:
