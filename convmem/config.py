@@ -35,7 +35,8 @@ Source = Literal["default", "environment", "file", "argument"]
 KeySource = Literal["environment", "store"]
 
 _SIZES = ("max_message_bytes", "max_turn_bytes")
-_OPENABLE = ("memory", "sqlite")
+_REDIS = ("redis", "rediss", "redis+unix", "redis+cluster", "redis+sentinel")
+_OPENABLE = ("memory", "sqlite", *_REDIS)
 _NEIGHBOURS = ("REDIS_URL", "DATABASE_URL")
 
 logger = logging.getLogger("convmem")
@@ -313,7 +314,7 @@ class Settings(BaseSettings):
         return format_duration(value) if isinstance(value, timedelta) else _plain_text(value)
 
 
-def open_store(url: str | StoreURL, *, namespace: str = "convmem") -> Store:  # noqa: ARG001 - for stores in a shared server
+def open_store(url: str | StoreURL, *, namespace: str = "convmem") -> Store:
     """Return the store a URL names, without connecting to it; whoever calls this closes it.
 
     Args:
@@ -338,8 +339,31 @@ def open_store(url: str | StoreURL, *, namespace: str = "convmem") -> Store:  # 
             busy_timeout=parse_duration(options.get("busy_timeout", "5s")),
             mode=cast("Literal['rwc', 'rw']", options.get("mode", "rwc")),
         )
-    msg = f"CONVMEM_STORE is {parsed.scheme!r}, a store that comes with a later version; use sqlite or memory now."
+    if parsed.scheme in _REDIS:
+        return _redis(parsed, namespace)
+    msg = f"CONVMEM_STORE is {parsed.scheme!r}, a store that comes with a later version; use redis, sqlite or memory now."
     raise ConfigurationError(msg)
+
+
+def _redis(url: StoreURL, namespace: str) -> Store:
+    try:
+        from convmem.stores.redis import RedisStore
+    except ImportError as error:
+        raise ConfigurationError(str(error)) from error
+
+    options = url.options
+    return RedisStore.at(
+        url.scheme,
+        url.rest,
+        namespace=namespace,
+        durability=cast("Literal['none', 'replicas']", options.pop("durability", "none")),
+        replicas=int(options.pop("replicas", "1")),
+        replicas_timeout=parse_duration(options.pop("replicas_timeout", "1s")),
+        connect_timeout=parse_duration(options.pop("connect_timeout", "2s")),
+        timeout=parse_duration(options.pop("timeout", "5s")),
+        unsafe=cast("Literal['warn', 'refuse', 'allow']", options.pop("unsafe", "warn")),
+        options=options,
+    )
 
 
 def _plain_text(value: object) -> str:
