@@ -9,14 +9,37 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from tests.wheels import valkey
+
 
 @asynccontextmanager
 async def _sqlite(path: Path) -> AsyncIterator[str]:
     yield f"sqlite:///{path}/convmem.db?busy_timeout=30s"
 
 
+@asynccontextmanager
+async def _redis(path: Path) -> AsyncIterator[str]:
+    with valkey.folder() as folder, valkey.server(Path(folder)) as server:
+        yield server.url
+
+
+@asynccontextmanager
+async def _cluster(path: Path) -> AsyncIterator[str]:
+    with valkey.folder() as folder, valkey.Cluster(Path(folder)) as cluster:
+        yield f"{cluster.url}?durability=replicas"
+
+
+@asynccontextmanager
+async def _sentinel(path: Path) -> AsyncIterator[str]:
+    with valkey.folder() as folder, valkey.Sentinels(Path(folder)) as sentinels:
+        yield f"{sentinels.url}?durability=replicas"
+
+
 PLACES: dict[str, Callable[[Path], AbstractAsyncContextManager[str]]] = {
     "sqlite": _sqlite,
+    "redis": _redis,
+    "redis-cluster": _cluster,
+    "redis-sentinel": _sentinel,
 }
 
 

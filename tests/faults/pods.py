@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +48,7 @@ class Pod:
     Attributes:
         calls: How often the model was called.
         think: Seconds the model takes.
+        meanwhile: What happens while the model is called the next time; once.
     """
 
     def __init__(self, url: str, *, plant: str = "", think: float = 0.002, settings: Settings | None = None) -> None:
@@ -55,6 +56,7 @@ class Pod:
         self.store: Store = PLANTS[plant](open_store(url))
         self.calls = 0
         self.think = think
+        self.meanwhile: Callable[[], Awaitable[object]] | None = None
         self._asked: dict[str, _Asked] = {}
         routes = [
             Route("/turn", self._turn, methods=["POST"]),
@@ -137,6 +139,9 @@ class Pod:
 
     async def _model(self) -> None:
         self.calls += 1
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            await meanwhile()
         await asyncio.sleep(self.think)
 
 
