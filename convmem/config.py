@@ -37,6 +37,14 @@ KeySource = Literal["environment", "store"]
 _SIZES = ("max_message_bytes", "max_turn_bytes")
 _REDIS = ("redis", "rediss", "redis+unix", "redis+cluster", "redis+sentinel")
 _OPENABLE = ("memory", "sqlite", *_REDIS)
+_REDIS_DEFAULTS = {
+    "connect_timeout": "2s",
+    "durability": "none",
+    "replicas": "1",
+    "replicas_timeout": "1s",
+    "timeout": "5s",
+    "unsafe": "warn",
+}
 _NEIGHBOURS = ("REDIS_URL", "DATABASE_URL")
 
 logger = logging.getLogger("convmem")
@@ -348,21 +356,22 @@ def open_store(url: str | StoreURL, *, namespace: str = "convmem") -> Store:
 def _redis(url: StoreURL, namespace: str) -> Store:
     try:
         from convmem.stores.redis import RedisStore
+        from convmem.stores.redis_address import wire_at
+        from convmem.stores.redis_wire import Patience
     except ImportError as error:
         raise ConfigurationError(str(error)) from error
 
-    options = url.options
-    return RedisStore.at(
-        url.scheme,
-        url.rest,
+    own = {name: url.options.get(name, default) for name, default in _REDIS_DEFAULTS.items()}
+    connect, reply, replicas_timeout = (parse_duration(own[name]) for name in ("connect_timeout", "timeout", "replicas_timeout"))
+    patience = Patience(connect.total_seconds(), reply.total_seconds())
+    driver = {name: value for name, value in url.options.items() if name not in own}
+    return RedisStore(
+        wire_at(url.scheme, url.rest, driver, patience),
         namespace=namespace,
-        durability=cast("Literal['none', 'replicas']", options.pop("durability", "none")),
-        replicas=int(options.pop("replicas", "1")),
-        replicas_timeout=parse_duration(options.pop("replicas_timeout", "1s")),
-        connect_timeout=parse_duration(options.pop("connect_timeout", "2s")),
-        timeout=parse_duration(options.pop("timeout", "5s")),
-        unsafe=cast("Literal['warn', 'refuse', 'allow']", options.pop("unsafe", "warn")),
-        options=options,
+        durability=cast("Literal['none', 'replicas']", own["durability"]),
+        replicas=int(own["replicas"]),
+        replicas_timeout=replicas_timeout,
+        unsafe=cast("Literal['warn', 'refuse', 'allow']", own["unsafe"]),
     )
 
 

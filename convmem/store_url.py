@@ -64,7 +64,9 @@ _REDIS_PARAMETERS: dict[str, tuple[str, ...]] = {
 }
 _DURATIONS = ("replicas_timeout", "connect_timeout", "timeout")
 _COUNTS = {"replicas": 1, "db": 0}
-_REDIS_PLACE = re.compile(r"(?:[^@/]*@)?(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]*)(?::[0-9]{1,5})?(?:,(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?)*(/.*)?")
+_REDIS_PLACE = re.compile(
+    r"(?:[^@/]*@)?(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]*)(?::[0-9]{1,5})?(?:,(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?)*(/.*)?"
+)
 _SQLITE_PARAMETERS = {"mode": ("rwc", "rw"), "synchronous": ("full", "normal", "extra"), "busy_timeout": ()}
 
 

@@ -9,19 +9,19 @@ import asyncio
 import json
 import warnings
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from math import isfinite
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple
 
 try:
-    import hiredis
     from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError, ResponseError
 except ImportError as error:  # pragma: no cover - tests/packaging looks
     msg = 'RedisStore needs: pip install "convmem[redis]"'
     raise ImportError(msg) from error
 
 from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.connection import AbstractConnection
 
 from convmem.exceptions import ConfigurationError, StoreUnavailable
 from convmem.identifiers import new_token
@@ -45,15 +45,16 @@ from convmem.stores.base import (
     page_cursor,
     read_page_cursor,
 )
-from convmem.stores.redis_address import wire_at
 from convmem.stores.redis_server import Report
-from convmem.stores.redis_wire import Acks, Address, ClusterWire, Lost, Patience, SingleWire, Wire
+from convmem.stores.redis_wire import Acks, Address, ClusterWire, Lost, Part, Patience, SingleWire, Wire, pack
 
 Durability = Literal["none", "replicas"]
 Unsafe = Literal["warn", "refuse", "allow"]
 
 _OUTCOMES = (Outcome.STORED, Outcome.DUPLICATE, Outcome.CONFLICT, Outcome.FENCED, Outcome.GAP, Outcome.GONE)
 _SURELY_OVER = timedelta(hours=1)
+_LAG = timedelta(minutes=1)
+"""How far an index may be behind a conversation, by two nodes' clocks and a trip between, before it missed an append."""
 _SCANS = 20
 
 
@@ -67,13 +68,12 @@ class RedisStore(Store):
     Args:
         client: A `redis.asyncio.Redis` (from a Sentinel's `master_for` too) or `RedisCluster`: it says where the server is and
             how to sign in. The store opens connections of its own by it, two at most for each node and event loop; the client
-            itself is neither used nor closed.
+            itself is neither used nor closed. A `Wire` of `convmem.stores.redis_wire` carries the calls itself; it is closed.
         namespace: What every key begins with.
         durability: ``replicas`` acknowledges an append only when so many replicas have it.
         replicas: How many, with ``durability="replicas"``.
         replicas_timeout: How long they are waited for; after that the outcome is unknown.
-        connect_timeout: How long a call waits for a connection, all attempts together.
-        timeout: How long a call waits for its reply.
+        patience: How long a call waits for a connection, all attempts together, and for its reply.
         unsafe: What happens at the first call when the server is set up so that it may lose conversations: an
             `UnsafeRedisWarning`, a `ConfigurationError`, or nothing.
     """
@@ -83,50 +83,22 @@ class RedisStore(Store):
 
     def __init__(
         self,
-        client: Redis | RedisCluster,
+        client: Redis | RedisCluster | Wire,
         *,
         namespace: str = "convmem",
         durability: Durability = "none",
         replicas: int = 1,
         replicas_timeout: timedelta = timedelta(seconds=1),
-        connect_timeout: timedelta = timedelta(seconds=2),
-        timeout: timedelta = timedelta(seconds=5),
+        patience: Patience = Patience(),  # noqa: B008 - frozen
         unsafe: Unsafe = "warn",
     ) -> None:
         """Remember where; the first call connects."""
-        patience = Patience(connect_timeout.total_seconds(), timeout.total_seconds())
-        self._start(_wire_of(client, patience), namespace, durability, replicas, replicas_timeout, unsafe, _location_of(client))
-
-    @classmethod
-    def at(
-        cls,
-        scheme: str,
-        rest: str,
-        options: Mapping[str, str],
-        *,
-        namespace: str = "convmem",
-        durability: Durability = "none",
-        replicas: int = 1,
-        replicas_timeout: timedelta = timedelta(seconds=1),
-        connect_timeout: timedelta = timedelta(seconds=2),
-        timeout: timedelta = timedelta(seconds=5),
-        unsafe: Unsafe = "warn",
-    ) -> Self:
-        """Return the store at the parts of a URL; `convmem.open_store` takes the whole of one. The rest is as in the constructor."""
-        store = cls.__new__(cls)
-        wire, location = wire_at(scheme, rest, options, Patience(connect_timeout.total_seconds(), timeout.total_seconds()))
-        store._start(wire, namespace, durability, replicas, replicas_timeout, unsafe, location)
-        return store
-
-    def _start(
-        self, wire: Wire, namespace: str, durability: Durability, replicas: int, replicas_timeout: timedelta, unsafe: Unsafe, location: str
-    ) -> None:
+        wire = client if isinstance(client, Wire) else _wire_of(client, patience)
         self._wire = wire
         self._keys = layout.Keys(namespace)
         milliseconds = max(1, replicas_timeout // timedelta(milliseconds=1))
         self._acks = Acks(replicas, milliseconds) if durability == "replicas" else None
         self._unsafe = unsafe
-        self._location = location
         self._looked = False
 
     async def load(
@@ -181,6 +153,7 @@ class RedisStore(Store):
             layout.pack_entry(entry),
         )
         keys = self._keys.of(key)
+        reply: Any
         if not _is_listed(key):
             reply = await self._run("append", keys, args, acks=self._acks)
         elif not self._wire.is_cluster:
@@ -201,6 +174,7 @@ class RedisStore(Store):
         if not after.epoch:
             await self._run("enlist", *enlist, acks=self._acks, operation="append", changes=False)
             return await self._run("append", keys, args, acks=self._acks)
+        reply: Any
         reply, _ = await asyncio.gather(
             self._run("append", keys, args, acks=self._acks), self._run("enlist", *enlist, operation="append"), return_exceptions=True
         )
@@ -235,27 +209,29 @@ class RedisStore(Store):
             raise ValueError(msg)
         place = None if beyond is None else (beyond[0], beyond[1])
         index = self._keys.index(key_of_owner(owner, tenant))
-        items: list[tuple[float, Listed]] = []
+        items: list[tuple[float, _Row]] = []
         while len(items) <= limit:
             wanted = limit + 1 - len(items)
             now, found = await self._browse(index, "down", place, wanted)
             for (score, session), row in zip(found, await self._peek(index, found), strict=True):
                 if await self._is_there(index, session, score, row, now) and not row.expired and _is_older(row, written_before):
-                    items.append((score, row.listed()))
+                    items.append((score, row))
             if len(found) < wanted:
                 break
             place = found[-1]
-        more = len(items) > limit
-        return Page(
-            tuple(item for _, item in items[:limit]), page_cursor(items[limit - 1][0], items[limit - 1][1].session_id) if more else None
-        )
+        for score, row in items[:limit]:  # one on a later page must not move in front of this one
+            if layout.moment(row.updated) - layout.moment(int(score)) > _LAG:
+                await self._command("list", index, "ZADD", index, "XX", "GT", row.updated, row.key.session_id)
+        cursor = page_cursor(items[limit - 1][0], items[limit - 1][1].key.session_id) if len(items) > limit else None
+        return Page(tuple(row.listed() for _, row in items[:limit]), cursor)
 
     async def _browse(
         self, index: bytes, direction: str, place: tuple[float, str] | None, limit: int
     ) -> tuple[datetime, Sequence[tuple[float, str]]]:
         """Return the server's time, and so many sessions of an index with their scores."""
         score, session = ("", "") if place is None else (f"{place[0]:.0f}", place[1])
-        now, page = await self._run("browse", (index,), (direction.encode(), score.encode(), session.encode("utf-8", "replace"), limit), operation="list")
+        args = (direction, score, session.encode("utf-8", "replace"), limit)
+        now, page = await self._run("browse", (index,), args, operation="list")
         return layout.moment(now), [(float(score), session.decode()) for session, score in zip(page[::2], page[1::2], strict=True)]
 
     async def _peek(self, index: bytes, found: Sequence[tuple[float, str]]) -> Sequence[_Row]:
@@ -266,10 +242,8 @@ class RedisStore(Store):
         return [_Row.of(key, reply) for key, reply in zip(keys, replies, strict=True)]
 
     async def _is_there(self, index: bytes, session: str, score: float, row: _Row, now: datetime) -> bool:
-        """Return whether a listed conversation exists, and mend the index where it does not say so."""
+        """Return whether a listed conversation exists; take it out of the index where it surely does not."""
         if row.head.epoch:
-            if row.updated > score:  # its last append reached the conversation and not the index
-                await self._command("list", index, "ZADD", index, "XX", "GT", row.updated, session)
             return True
         if now - layout.moment(int(score)) > _SURELY_OVER:  # the append that was to follow its listing is not under way any more
             await self._run("forget", (index,), (session.encode(), f"{score:.0f}".encode()), operation="list")
@@ -280,7 +254,7 @@ class RedisStore(Store):
         place = _Place.read(after)
         nodes = await self._nodes("list")
         servers = [await self._identity(node) for node in nodes]
-        if place.servers != servers:
+        if place.servers != servers or not 0 <= place.node <= len(nodes):
             place = _Place(servers, 0, "0", [], None)
         items: list[Listed] = []
         for _ in range(_SCANS):
@@ -329,7 +303,7 @@ class RedisStore(Store):
         confirmed = f"; confirmed by {self._acks.replicas} of its replicas" if self._acks else ""
         software = ", ".join(dict.fromkeys(report.software for report in reports))
         durability = "; ".join(dict.fromkeys(report.durability for report in reports))
-        return Health(self.name, self._location, durability + confirmed, software)
+        return Health(self.name, self._wire.location, durability + confirmed, software)
 
     async def aclose(self) -> None:
         """See `Store.aclose`. A later call connects again."""
@@ -344,7 +318,7 @@ class RedisStore(Store):
         dangers = list(dict.fromkeys(danger for report in reports for danger in report.dangers))
         if self._acks and any(report.version and report.replicas < self._acks.replicas for report in reports):
             dangers.append(
-                f"Redis has fewer replicas connected than the {self._acks.replicas} that have to confirm each append: every append will fail."
+                f"Redis has fewer replicas than the {self._acks.replicas} that have to confirm each append; connect more, or all fail."
             )
         if dangers and self._unsafe == "refuse":
             raise ConfigurationError(" ".join(dangers))
@@ -377,7 +351,7 @@ class RedisStore(Store):
         except (Lost, RedisError) as error:
             raise self._unavailable(operation, error, changes=False) from error
 
-    async def _on(self, node: Address | None, operation: str, *command: bytes | str | int) -> Any:
+    async def _on(self, node: Address | None, operation: str, *command: Part) -> Any:
         try:
             return await self._wire.ask(node, *command)
         except AuthenticationError as error:
@@ -387,9 +361,9 @@ class RedisStore(Store):
         except (Lost, RedisError) as error:
             raise self._unavailable(operation, error, changes=False) from error
 
-    async def _command(self, operation: str, key: bytes, *command: bytes | str | int) -> Any:
+    async def _command(self, operation: str, key: bytes, *command: Part) -> Any:
         try:
-            return (await self._wire.send(key, hiredis.pack_command(command)))[0]
+            return (await self._wire.send(key, pack(*command)))[0]
         except (Lost, RedisError) as error:
             raise self._unavailable(operation, error, changes=False) from error
 
@@ -397,7 +371,7 @@ class RedisStore(Store):
         self,
         verb: str,
         keys: Sequence[bytes],
-        args: Sequence[bytes | int],
+        args: Sequence[Part],
         *,
         acks: Acks | None = None,
         operation: str = "",
@@ -418,7 +392,7 @@ class RedisStore(Store):
             reply, confirmed = await self._wire.run(layout.script(verb), keys, args, acks)
         except (Lost, RedisError) as error:
             raise self._unavailable(operation, error, changes=changes) from error
-        if acks and confirmed < acks.replicas and (isinstance(reply, int) and verb != "delete" or verb == "delete"):
+        if acks and confirmed < acks.replicas and isinstance(reply, int):
             reason = f"{confirmed} of {acks.replicas} replicas have confirmed it in time"
             raise StoreUnavailable(self.name, operation, reason, unknown=changes)
         return reply
@@ -481,10 +455,8 @@ class _Place(NamedTuple):
         try:
             servers, node, scan, indexes, within = json.loads(urlsafe_b64decode(after.encode()))
             place = cls(list(servers), int(node), str(int(scan)), list(map(str, indexes)), within and (float(within[0]), str(within[1])))
-            if not 0 <= place.node <= len(place.servers):
-                raise ValueError
         except (ValueError, TypeError, KeyError, IndexError) as error:
-            msg = "after is not a cursor of a page of conversations."
+            msg = "after is not a cursor of a walk through conversations."
             raise ValueError(msg) from error
         return place
 
@@ -518,12 +490,17 @@ def _wire_of(client: Redis | RedisCluster, patience: Patience) -> Wire:
         kind, kwargs = nodes[0].connection_class, {**nodes[0].connection_kwargs}
         for name in ("host", "port"):
             kwargs.pop(name, None)
-        return ClusterWire(lambda at: kind(**kwargs, host=at[0], port=at[1]), [(node.host, int(node.port)) for node in nodes], patience)
-    return SingleWire(client.connection_pool.make_connection, patience)
 
+        async def to(address: Address) -> AbstractConnection:
+            return kind(**kwargs, host=address[0], port=address[1])
 
-def _location_of(client: Redis | RedisCluster) -> str:
-    if isinstance(client, RedisCluster):
-        return ", ".join(f"{node.host}:{node.port}" for node in client.nodes_manager.startup_nodes.values())
-    kwargs = client.connection_pool.connection_kwargs
-    return str(kwargs.get("path") or f"{kwargs.get('host', 'a server named by Sentinels')}:{kwargs.get('port', 6379)}")
+        return ClusterWire(to, [(node.host, int(node.port)) for node in nodes], patience, ",".join(node.name for node in nodes))
+    pool = client.connection_pool
+
+    async def make() -> AbstractConnection:
+        made: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
+        return made
+
+    kwargs = pool.connection_kwargs
+    location = kwargs.get("path") or f"{kwargs.get('host', 'the primary named by Sentinels')}:{kwargs.get('port', 6379)}"
+    return SingleWire(make, patience, str(location))

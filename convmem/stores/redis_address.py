@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -19,8 +18,8 @@ _TRUE = ("1", "true", "yes", "on")
 _SIGN_IN = ("username", "password")
 
 
-def wire_at(scheme: str, rest: str, options: Mapping[str, str], patience: Patience) -> tuple[Wire, str]:
-    """Return the way to a server, and where that is, readable for an operator, without secrets.
+def wire_at(scheme: str, rest: str, options: Mapping[str, str], patience: Patience) -> Wire:
+    """Return the way to the server a URL names.
 
     Args:
         scheme: redis, rediss, redis+unix, redis+cluster or redis+sentinel.
@@ -31,44 +30,49 @@ def wire_at(scheme: str, rest: str, options: Mapping[str, str], patience: Patien
     credentials, _, place = rest.rpartition("@")
     kwargs = _kwargs(scheme, credentials, options)
     tls = scheme == "rediss" or options.get("ssl", "").lower() in _TRUE
-    kind: type[AbstractConnection] = SSLConnection if tls else Connection
+    kind: type[Connection] = SSLConnection if tls else Connection
     if scheme == "redis+unix":
         path = unquote(place)
-        return SingleWire(lambda: UnixDomainSocketConnection(path=path, **kwargs), patience), path
+        return SingleWire(_to(UnixDomainSocketConnection, path=path, **kwargs), patience, path)
     hosts, _, tail = place.partition("/")
     if scheme == "redis+cluster":
         seeds = _addresses(hosts, _PORT)
-        return ClusterWire(lambda at: kind(host=at[0], port=at[1], **kwargs), seeds, patience), hosts
+        return ClusterWire(lambda at: _to(kind, host=at[0], port=at[1], **kwargs)(), seeds, patience, hosts)
     if scheme == "redis+sentinel":
         service, _, database = tail.partition("/")
         if database:
             kwargs["db"] = int(database)
         watch = {name: kwargs.pop(f"sentinel_{name}") for name in _SIGN_IN if f"sentinel_{name}" in kwargs}
         watch |= {name: value for name, value in kwargs.items() if name.startswith(("ssl", "socket_"))} | ({"ssl": True} if tls else {})
-        named = _Named(_addresses(hosts, _SENTINEL_PORT), service, watch | {"retry": _once()}, kwargs | ({"ssl": True} if tls else {}))
-        return SingleWire(named.connection, patience), f"{service} of {hosts}"
+        named = _named_by(_addresses(hosts, _SENTINEL_PORT), service, watch | {"retry": _once()}, kind, kwargs)
+        return SingleWire(named, patience, f"{service} of {hosts}")
     if tail:
         kwargs["db"] = int(tail)
     (host, port), *_ = _addresses(hosts, _PORT)
-    return SingleWire(lambda: kind(host=host, port=port, **kwargs), patience), hosts
+    return SingleWire(_to(kind, host=host, port=port, **kwargs), patience, hosts)
 
 
-class _Named:
-    """The server that Sentinels name as the primary of a service; each event loop has connections of its own to them."""
+def _named_by(
+    sentinels: list[Address], service: str, watch: dict[str, Any], kind: type[Connection], kwargs: dict[str, Any]
+) -> Callable[[], Awaitable[AbstractConnection]]:
+    """Return how to connect to the server that Sentinels name as the primary of a service; they are asked anew each time."""
 
-    def __init__(self, sentinels: list[Address], service: str, watch: dict[str, Any], kwargs: dict[str, Any]) -> None:
-        self._make: Callable[[], Sentinel] = lambda: Sentinel(sentinels, sentinel_kwargs=watch)
-        self._service = service
-        self._kwargs = kwargs
-        self._pools: dict[asyncio.AbstractEventLoop, Any] = {}
+    async def make() -> AbstractConnection:
+        asked = Sentinel(sentinels, sentinel_kwargs=watch)  # type: ignore[no-untyped-call]
+        try:
+            host, port = await asked.discover_master(service)
+        finally:
+            await asked.aclose()
+        return kind(host=host, port=port, **kwargs)
 
-    def connection(self) -> AbstractConnection:
-        loop = asyncio.get_running_loop()
-        if loop not in self._pools:
-            self._pools = {other: pool for other, pool in self._pools.items() if not other.is_closed()}
-            self._pools[loop] = self._make().master_for(self._service, **self._kwargs).connection_pool
-        made: AbstractConnection = self._pools[loop].make_connection()
-        return made
+    return make
+
+
+def _to(kind: type[AbstractConnection], **kwargs: Any) -> Callable[[], Awaitable[AbstractConnection]]:
+    async def make() -> AbstractConnection:
+        return kind(**kwargs)
+
+    return make
 
 
 def _kwargs(scheme: str, credentials: str, options: Mapping[str, str]) -> dict[str, Any]:

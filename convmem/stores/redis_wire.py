@@ -10,9 +10,8 @@ import asyncio
 import random
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import hiredis
@@ -34,11 +33,19 @@ from redis.exceptions import (
 from convmem.stores.redis_layout import Script
 
 Address = tuple[str, int]
-Command = tuple[bytes | str | int, ...]
+Part = bytes | str | int
 
 _MOST_WAITING = 10_000
 _PAUSES = (0.02, 1.0)
-_ASKING = hiredis.pack_command(("ASKING",))
+
+
+def pack(*command: Part) -> bytes:
+    """Return a command as it goes over the wire."""
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub knows tuples of one part only
+    return packed
+
+
+_ASKING = pack("ASKING")
 
 
 class Lost(Exception):
@@ -96,7 +103,7 @@ class Lane:
         patience: How long calls wait.
     """
 
-    def __init__(self, make: Callable[[], AbstractConnection], patience: Patience) -> None:
+    def __init__(self, make: Callable[[], Awaitable[AbstractConnection]], patience: Patience) -> None:
         """Connect to nothing yet."""
         self._make = make
         self._patience = patience
@@ -132,7 +139,8 @@ class Lane:
             if not call.sent:
                 reason = f"no connection within {self._patience.connect:g} s"
                 raise Lost(reason, sent=False) from None
-            self._task.cancel()  # what comes later would be taken for another call's reply
+            if self._task is not None:
+                self._task.cancel()  # what comes later would be taken for another call's reply
             reason = f"no reply within {self._patience.reply:g} s"
             raise Lost(reason, sent=True) from None
         if isinstance(reply, ResponseError):
@@ -162,15 +170,14 @@ class Lane:
             while self._queue:
                 if self._not_before > loop.time():
                     await asyncio.sleep(self._not_before - loop.time())
-                connection = self._make()
                 try:
                     async with asyncio.timeout(self._patience.connect):
-                        await connection.connect()
+                        connection = await self._make()
+                        await connection.connect()  # type: ignore[no-untyped-call]
                 except (RedisError, OSError) as failure:
                     self._not_before = loop.time() + self._pause * random.uniform(0.5, 1)  # noqa: S311 - so that workers do not come at once
                     self._pause = min(2 * self._pause, _PAUSES[1])
                     self._fail(self._queue, failure)
-                    await self._disconnect(connection)
                     return
                 self._pause, self._not_before = _PAUSES[0], loop.time() + _PAUSES[0]
                 connection.socket_timeout = None  # the lane reads all the time; each call has its own patience
@@ -218,7 +225,7 @@ class Lane:
             parts = [call.packed for call in batch]
             if confirmed:
                 wanted = [call.acks for call in confirmed if call.acks]
-                parts.append(hiredis.pack_command(("WAIT", max(a.replicas for a in wanted), max(a.timeout for a in wanted))))
+                parts.append(pack("WAIT", max(a.replicas for a in wanted), max(a.timeout for a in wanted)))
                 self._flying.append(confirmed)
             await connection.send_packed_command(b"".join(parts), check_health=False)
 
@@ -273,13 +280,15 @@ class Wire(ABC):
 
     Attributes:
         is_cluster: Whether keys without a common hash tag may be on different nodes.
+        location: Where it leads, readable for an operator, without secrets.
     """
 
     is_cluster = False
 
-    def __init__(self, patience: Patience) -> None:
+    def __init__(self, patience: Patience, location: str) -> None:
         """Connect to nothing yet."""
         self._patience = patience
+        self.location = location
         self._lanes: dict[asyncio.AbstractEventLoop, dict[tuple[Address | None, bool], Lane]] = {}
 
     @abstractmethod
@@ -291,16 +300,16 @@ class Wire(ABC):
         """Return the nodes that hold keys, in an order that stays the same."""
 
     @abstractmethod
-    async def ask(self, node: Address | None, *command: bytes | str | int) -> Any:
+    async def ask(self, node: Address | None, *command: Part) -> Any:
         """Send a command to a node; see `Lane.call`."""
 
-    async def run(self, script: Script, keys: Sequence[bytes], args: Sequence[bytes | int], acks: Acks | None = None) -> tuple[Any, int]:
+    async def run(self, script: Script, keys: Sequence[bytes], args: Sequence[Part], acks: Acks | None = None) -> tuple[Any, int]:
         """Run a script where its first key is: by its digest, or whole where the server does not know it."""
-        packed = hiredis.pack_command((b"EVALSHA", script.digest, len(keys), *keys, *args))
+        packed = pack(b"EVALSHA", script.digest, len(keys), *keys, *args)
         try:
             return await self.send(keys[0], packed, acks)
         except NoScriptError:
-            packed = hiredis.pack_command((b"EVAL", script.source, len(keys), *keys, *args))
+            packed = pack(b"EVAL", script.source, len(keys), *keys, *args)
             return await self.send(keys[0], packed, acks)
 
     async def aclose(self) -> None:
@@ -323,40 +332,24 @@ class Wire(ABC):
         return lane
 
     @abstractmethod
-    def _make(self, address: Address | None) -> AbstractConnection:
+    def _make(self, address: Address | None) -> Awaitable[AbstractConnection]:
         """Return a new connection, not connected yet."""
 
-    def _tries(self) -> Iterator[_Try]:
-        """Yield tries for what was not even sent, until the patience for connecting is over; each failed one pauses."""
-        deadline = asyncio.get_running_loop().time() + self._patience.connect
-        pause = _PAUSES[0]
-        while True:
-            trying = _Try(deadline, pause)
-            yield trying
-            pause = min(2 * pause, _PAUSES[1] / 2)
 
+class _Tries:
+    """Tries for what was not even sent, until the patience for connecting is over."""
 
-@dataclass(slots=True)
-class _Try:
-    """One try; `again` raises when it was the last."""
+    def __init__(self, patience: Patience) -> None:
+        """Begin."""
+        self._deadline = asyncio.get_running_loop().time() + patience.connect
+        self._pause = _PAUSES[0]
 
-    deadline: float
-    pause: float
-    errors: list[Exception] = field(default_factory=list)
-
-    @contextmanager
-    def forgiving(self, *kinds: type[Exception]) -> Iterator[None]:
-        """Keep an error that another try may mend."""
-        try:
-            yield
-        except kinds as error:
-            if (isinstance(error, Lost) and error.sent) or asyncio.get_running_loop().time() + self.pause > self.deadline:
-                raise
-            self.errors.append(error)
-
-    async def again(self) -> None:
-        """Wait a moment."""
-        await asyncio.sleep(self.pause * random.uniform(0.5, 1))  # noqa: S311 - so that workers do not come at once
+    async def again(self, error: Exception) -> None:
+        """Wait a moment; raise the error instead when it may have been sent, or when time is up."""
+        if (isinstance(error, Lost) and error.sent) or asyncio.get_running_loop().time() + self._pause > self._deadline:
+            raise error
+        await asyncio.sleep(self._pause * random.uniform(0.5, 1))  # noqa: S311 - so that workers do not come at once
+        self._pause = min(2 * self._pause, _PAUSES[1] / 2)
 
 
 class SingleWire(Wire):
@@ -365,33 +358,36 @@ class SingleWire(Wire):
     Args:
         make: Returns a connection to it, not connected yet.
         patience: How long calls wait.
+        location: Where that is, readable for an operator, without secrets.
     """
 
-    def __init__(self, make: Callable[[], AbstractConnection], patience: Patience) -> None:
+    def __init__(self, make: Callable[[], Awaitable[AbstractConnection]], patience: Patience, location: str) -> None:
         """Connect to nothing yet."""
-        super().__init__(patience)
+        super().__init__(patience, location)
         self._connection = make
 
-    def _make(self, address: Address | None) -> AbstractConnection:  # noqa: ARG002 - there is one
+    def _make(self, address: Address | None) -> Awaitable[AbstractConnection]:  # noqa: ARG002 - there is one
         return self._connection()
 
     async def send(self, key: bytes | None, packed: bytes, acks: Acks | None = None) -> tuple[Any, int]:  # noqa: ARG002 - one server
         """See `Wire.send`."""
-        for trying in self._tries():
-            with trying.forgiving(Lost, ReadOnlyError):
-                return await self._lane(None, durable=acks is not None).call(packed, acks=acks)
-            if isinstance(trying.errors[-1], ReadOnlyError):
-                await self._lane(None, durable=acks is not None).aclose()  # a primary that was demoted: find the new one
-            await trying.again()
-        raise AssertionError
+        tries = _Tries(self._patience)
+        while True:
+            lane = self._lane(None, durable=acks is not None)
+            try:
+                return await lane.call(packed, acks=acks)
+            except (Lost, ReadOnlyError) as error:
+                await tries.again(error)
+                if isinstance(error, ReadOnlyError):
+                    await lane.aclose()  # a primary that was demoted: find the new one
 
     async def primaries(self) -> Sequence[Address | None]:
         """See `Wire.primaries`."""
         return (None,)
 
-    async def ask(self, node: Address | None, *command: bytes | str | int) -> Any:
+    async def ask(self, node: Address | None, *command: Part) -> Any:  # noqa: ARG002 - there is one
         """See `Wire.ask`."""
-        return (await self.send(None, hiredis.pack_command(command)))[0]
+        return (await self.send(None, pack(*command)))[0]
 
 
 class ClusterWire(Wire):
@@ -401,31 +397,35 @@ class ClusterWire(Wire):
         make: Returns a connection to an address, not connected yet.
         seeds: Where to ask first.
         patience: How long calls wait.
+        location: Where they are, readable for an operator, without secrets.
     """
 
     is_cluster = True
 
-    def __init__(self, make: Callable[[Address], AbstractConnection], seeds: Sequence[Address], patience: Patience) -> None:
+    def __init__(
+        self, make: Callable[[Address], Awaitable[AbstractConnection]], seeds: Sequence[Address], patience: Patience, location: str
+    ) -> None:
         """Connect to nothing yet."""
-        super().__init__(patience)
+        super().__init__(patience, location)
         self._connection = make
         self._seeds = tuple(seeds)
         self._ranges: tuple[tuple[int, int, Address], ...] = ()
         self._moved: dict[int, Address] = {}
 
-    def _make(self, address: Address | None) -> AbstractConnection:
+    def _make(self, address: Address | None) -> Awaitable[AbstractConnection]:
         assert address is not None
         return self._connection(address)
 
     async def send(self, key: bytes | None, packed: bytes, acks: Acks | None = None) -> tuple[Any, int]:
         """See `Wire.send`."""
         slot = 0 if key is None else key_slot(key)
-        for trying in self._tries():
-            with trying.forgiving(Lost, TryAgainError, ClusterDownError, ReadOnlyError):
+        tries = _Tries(self._patience)
+        while True:
+            try:
                 return await self._at(slot, packed, acks)
-            await trying.again()
-            self._ranges = ()
-        raise AssertionError
+            except (Lost, TryAgainError, ClusterDownError, ReadOnlyError) as error:
+                await tries.again(error)
+                self._ranges = ()
 
     async def _at(self, slot: int, packed: bytes, acks: Acks | None) -> tuple[Any, int]:
         lane = self._lane(await self._address(slot), durable=acks is not None)
@@ -456,7 +456,7 @@ class ClusterWire(Wire):
         error: Exception = Lost("no address is known", sent=False)
         for address in known:
             try:
-                slots, _ = await self._lane(address, durable=False).call(hiredis.pack_command(("CLUSTER", "SLOTS")))
+                slots, _ = await self._lane(address, durable=False).call(pack("CLUSTER", "SLOTS"))
             except Lost as lost:
                 error = Lost(str(lost), sent=False)
                 continue
@@ -478,9 +478,8 @@ class ClusterWire(Wire):
         """See `Wire.primaries`."""
         return sorted({address for _, _, address in await self._learnt()})
 
-    async def ask(self, node: Address | None, *command: bytes | str | int) -> Any:
+    async def ask(self, node: Address | None, *command: Part) -> Any:
         """See `Wire.ask`."""
-        packed = hiredis.pack_command(command)
-        if node is None:
-            return (await self.send(None, packed))[0]
+        packed = pack(*command)
+        assert node is not None
         return (await self._lane(node, durable=False).call(packed))[0]
