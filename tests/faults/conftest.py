@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from tests.faults.deployments import DEPLOYMENTS, Deployment
 from tests.wheels import valkey
 
 
@@ -54,3 +55,17 @@ async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 def smallest(tmp_path: Path) -> str:
     """Return the URL of the store that needs no server, for twins: what they break is the same on all."""
     return f"sqlite:///{tmp_path}/convmem.db?busy_timeout=30s"
+
+
+@pytest_asyncio.fixture(params=DEPLOYMENTS)
+async def deployment(request: pytest.FixtureRequest) -> AsyncIterator[Deployment]:
+    """Return each store with a server in turn, behind a proxy."""
+    async with DEPLOYMENTS[request.param]() as deployment:
+        yield deployment
+
+
+@pytest_asyncio.fixture
+async def forgetful_deployment() -> AsyncIterator[Deployment]:
+    """Return a store whose server keeps nothing, for twins."""
+    async with DEPLOYMENTS["redis"](durable=False) as deployment:
+        yield deployment

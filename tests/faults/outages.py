@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.asgi_client import quick
 from tests.faults.checker import Anomaly
 from tests.faults.pods import Clients, Pod, ticking
+from tests.faults.waiting import until
 
 PODS = 2
 CLIENTS = 4
@@ -22,6 +23,7 @@ class Report:
 
     Attributes:
         codes: The problems clients were told during the outage.
+        codes_afterwards: Those they were told when it was over.
         longest: Seconds the longest turn took, until the store was back.
         gap: Seconds the event loop did not come round, at most.
         alive: Seconds the liveness route took, at most; it never failed.
@@ -32,6 +34,7 @@ class Report:
     """
 
     codes: frozenset[str]
+    codes_afterwards: frozenset[str]
     longest: float
     gap: float
     alive: float
@@ -65,18 +68,20 @@ async def outage(
 ) -> Report:
     """Let clients take turns at pods, begin an outage, end it after some seconds, wait until all are served again, and judge.
 
-    Each client has a conversation of its own, so that nobody waits for another's turn.
+    Each client has a conversation of its own, so that nobody waits for another's turn. The outage begins while a model is at work,
+    whose answer then cannot be stored.
 
     Args:
         url: The store as the pods reach it.
         direct: The same store, whatever is between.
     """
-    pods = [Pod(url, plant=plant, settings=quick(turn_wait="2s", window_turns=None)) for _ in range(PODS)]
+    pods = [Pod(url, plant=plant, think=0.1, settings=quick(turn_wait="2s", window_turns=None)) for _ in range(PODS)]
     clients = Clients(pods, folder, count=CLIENTS, conversations=[f"c{number}" for number in range(CLIENTS)], pause=0.05, roam=False)
     try:
         async with ticking() as gaps, clients:
             await clients.until(2 * CLIENTS)
             gaps.clear()
+            await until(lambda: any(pod.thinking for pod in pods))
             began, calls = time.monotonic(), sum(pod.calls for pod in pods)
             await begin()
             alive = await _watch(pods, seconds)
@@ -88,10 +93,11 @@ async def outage(
             await clients.until_each_is_served()
             recovered, gap = time.monotonic() - ended, max(gaps)
             anomalies = await clients.judge(direct)
+            afterwards = frozenset(clients.codes(ended))
     finally:
         for pod in pods:
             await pod.aclose()
-    return Report(codes, longest, gap, alive, asked, model_calls, recovered, anomalies)
+    return Report(codes, afterwards, longest, gap, alive, asked, model_calls, recovered, anomalies)
 
 
 async def _watch(pods: list[Pod], seconds: float) -> float:

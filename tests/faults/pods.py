@@ -47,6 +47,7 @@ class Pod:
 
     Attributes:
         calls: How often the model was called.
+        thinking: How many models are at work.
         think: Seconds the model takes.
         meanwhile: What happens while the model is called the next time; once.
     """
@@ -54,7 +55,7 @@ class Pod:
     def __init__(self, url: str, *, plant: str = "", think: float = 0.002, settings: Settings | None = None) -> None:
         """Connect to nothing."""
         self.store: Store = PLANTS[plant](open_store(url))
-        self.calls = 0
+        self.calls = self.thinking = 0
         self.think = think
         self.meanwhile: Callable[[], Awaitable[object]] | None = None
         self._asked: dict[str, _Asked] = {}
@@ -139,10 +140,12 @@ class Pod:
 
     async def _model(self) -> None:
         self.calls += 1
+        self.thinking += 1
         meanwhile, self.meanwhile = self.meanwhile, None
         if meanwhile is not None:
             await meanwhile()
         await asyncio.sleep(self.think)
+        self.thinking -= 1
 
 
 @dataclass(frozen=True)

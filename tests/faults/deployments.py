@@ -1,0 +1,64 @@
+"""A store in a server of its own, behind a link that can be broken: one line for each store with a server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tests.faults.proxy import Proxy
+from tests.servers.processes import HOST
+from tests.wheels import valkey
+
+
+class Server(Protocol):
+    """A server process that can be treated badly; what it kept is there when it starts again."""
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+
+    def start(self) -> object:
+        """Start it and wait until it answers."""
+
+    def kill(self) -> None:
+        """Kill it with -9."""
+
+    def pause(self) -> None:
+        """Stop it in the middle of whatever it does."""
+
+    def resume(self) -> None:
+        """Let it go on."""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One server and the way to it.
+
+    Attributes:
+        url: The store behind the proxy, with timeouts short enough to wait for.
+        direct: The same, straight at the server.
+    """
+
+    server: Server
+    proxy: Proxy
+    url: str
+    direct: str
+
+
+@asynccontextmanager
+async def redis(*, durable: bool = True) -> AsyncIterator[Deployment]:
+    """A Valkey with an append-only file; not durable: with none, as many a cache is set up."""
+    with valkey.folder() as folder:
+        options = () if durable else ("--appendonly", "no")
+        with valkey.server(Path(folder), *options) as server:
+            async with Proxy(HOST, server.port) as proxy:
+                quick = "?connect_timeout=0.5s&timeout=0.5s&unsafe=allow"
+                yield Deployment(server, proxy, f"redis://{HOST}:{proxy.port}/0{quick}", f"{server.url}?unsafe=allow")
+
+
+DEPLOYMENTS: dict[str, Callable[..., AbstractAsyncContextManager[Deployment]]] = {
+    "redis": redis,
+}
