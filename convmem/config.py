@@ -45,6 +45,7 @@ _REDIS_DEFAULTS = {
     "timeout": "5s",
     "unsafe": "warn",
 }
+_REDIS_SYNONYMS = {"socket_connect_timeout": "connect_timeout", "socket_timeout": "timeout"}  # as redis-py calls them
 _NEIGHBOURS = ("REDIS_URL", "DATABASE_URL")
 
 logger = logging.getLogger("convmem")
@@ -361,10 +362,11 @@ def _redis(url: StoreURL, namespace: str) -> Store:
     except ImportError as error:
         raise ConfigurationError(str(error)) from error
 
-    own = {name: url.options.get(name, default) for name, default in _REDIS_DEFAULTS.items()}
+    given = {_REDIS_SYNONYMS.get(name, name): value for name, value in url.options.items()}
+    own = {name: given.get(name, default) for name, default in _REDIS_DEFAULTS.items()}
     connect, reply, replicas_timeout = (parse_duration(own[name]) for name in ("connect_timeout", "timeout", "replicas_timeout"))
     patience = Patience(connect.total_seconds(), reply.total_seconds())
-    driver = {name: value for name, value in url.options.items() if name not in own}
+    driver = {name: value for name, value in given.items() if name not in own}
     return RedisStore(
         wire_at(url.scheme, url.rest, driver, patience),
         namespace=namespace,

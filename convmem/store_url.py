@@ -50,7 +50,9 @@ _REDIS_PARAMETERS: dict[str, tuple[str, ...]] = {
     "protocol": ("2", "3"),
     "sentinel_password": (),
     "sentinel_username": (),
-    "socket_keepalive": (),
+    "socket_connect_timeout": (),
+    "socket_keepalive": ("true", "false"),
+    "socket_timeout": (),
     "ssl": ("true", "false"),
     "ssl_ca_certs": (),
     "ssl_ca_path": (),
@@ -62,7 +64,7 @@ _REDIS_PARAMETERS: dict[str, tuple[str, ...]] = {
     "ssl_password": (),
     "username": (),
 }
-_DURATIONS = ("replicas_timeout", "connect_timeout", "timeout")
+_DURATIONS = ("replicas_timeout", "connect_timeout", "timeout", "socket_connect_timeout", "socket_timeout")
 _COUNTS = {"replicas": 1, "db": 0}
 _REDIS_PLACE = re.compile(
     r"(?:[^@/]*@)?(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]*)(?::[0-9]{1,5})?(?:,(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?)*(/.*)?"

@@ -45,7 +45,6 @@ from convmem.stores.base import (
     page_cursor,
     read_page_cursor,
 )
-from convmem.stores.redis_layout import Script
 from convmem.stores.redis_server import Report
 from convmem.stores.redis_wire import Acks, Address, ClusterWire, Lost, Part, Patience, SingleWire, Wire, pack
 
@@ -390,24 +389,13 @@ class RedisStore(Store):
             await self._look(operation)
         changes = verb in ("append", "delete") if changes is None else changes
         try:
-            reply, confirmed = await self._twice(layout.script(verb), keys, args, acks, changes=changes)
+            reply, confirmed = await self._wire.run(layout.script(verb), keys, args, acks, again=verb not in ("append", "delete"))
         except (Lost, RedisError) as error:
             raise self._unavailable(operation, error, changes=changes) from error
         if acks and confirmed < acks.replicas and isinstance(reply, int):
             reason = f"{confirmed} of {acks.replicas} replicas have confirmed it in time"
             raise StoreUnavailable(self.name, operation, reason, unknown=changes)
         return reply
-
-    async def _twice(
-        self, script: Script, keys: Sequence[bytes], args: Sequence[Part], acks: Acks | None, *, changes: bool
-    ) -> tuple[Any, int]:
-        """Run a script; once more when its connection broke and doing it twice is doing it once, as a load with its token is."""
-        try:
-            return await self._wire.run(script, keys, args, acks)
-        except Lost as error:
-            if changes or not error.broken:
-                raise
-        return await self._wire.run(script, keys, args, acks)
 
     def _unavailable(self, operation: str, error: Exception, *, changes: bool) -> StoreUnavailable:
         unknown = changes and isinstance(error, Lost) and error.sent

@@ -1,7 +1,7 @@
 """How a conversation lies in Redis: its keys, its scripts, and the packed form of an entry. Imports no driver.
 
-Each conversation is one hash and one list in one cluster slot, and a lease while a turn runs; `lua/redis/row.lua` says what
-is in them. An owner's index is a sorted set of session ids, in a slot of its own.
+Each conversation is one hash and one list in one cluster slot; `lua/redis/row.lua` says what is in them. An owner's index is
+a sorted set of session ids, in a slot of its own.
 
 An entry is one element of the list: seven bytes of when it was stored (microseconds since 1970, big-endian), then what
 `pack_entry` makes: the count, turn, token, id, flags, turns, start, the rarer fields as JSON when there are any, and the body.
@@ -67,9 +67,9 @@ class Keys:
         self._index = f"{namespace}:o:"
 
     def of(self, key: SessionKey) -> tuple[bytes, ...]:
-        """Return the keys of a conversation's row, log and lease."""
+        """Return the keys of a conversation's row and log."""
         path = "{{{}/{}/{}}}".format(*key.path).encode()
-        return tuple(b"%s:%s:%s" % (self.namespace, kind, path) for kind in (b"c", b"e", b"l"))
+        return tuple(b"%s:%s:%s" % (self.namespace, kind, path) for kind in (b"c", b"e"))
 
     def index(self, key: SessionKey) -> bytes:
         """Return the key of the index of a conversation's owner."""

@@ -294,8 +294,15 @@ class Wire(ABC):
         self._lanes: dict[asyncio.AbstractEventLoop, dict[tuple[Address | None, bool], Lane]] = {}
 
     @abstractmethod
-    async def send(self, key: bytes | None, packed: bytes, acks: Acks | None = None) -> tuple[Any, int]:
-        """Send a packed command to the node that has a key, None for any; see `Lane.call`."""
+    async def send(self, key: bytes | None, packed: bytes, acks: Acks | None = None, *, again: bool = True) -> tuple[Any, int]:
+        """Send a packed command to the node that has a key, None for any; see `Lane.call`.
+
+        Args:
+            key: One of its keys.
+            packed: The command.
+            acks: Wait for replicas.
+            again: Whether it may be sent again when its reply was lost.
+        """
 
     @abstractmethod
     async def primaries(self) -> Sequence[Address | None]:
@@ -305,14 +312,14 @@ class Wire(ABC):
     async def ask(self, node: Address | None, *command: Part) -> Any:
         """Send a command to a node; see `Lane.call`."""
 
-    async def run(self, script: Script, keys: Sequence[bytes], args: Sequence[Part], acks: Acks | None = None) -> tuple[Any, int]:
-        """Run a script where its first key is: by its digest, or whole where the server does not know it."""
-        packed = pack(b"EVALSHA", script.digest, len(keys), *keys, *args)
+    async def run(
+        self, script: Script, keys: Sequence[bytes], args: Sequence[Part], acks: Acks | None = None, *, again: bool = True
+    ) -> tuple[Any, int]:
+        """Run a script where its first key is: by its digest, or whole where the server does not know it. See `send`."""
         try:
-            return await self.send(keys[0], packed, acks)
+            return await self.send(keys[0], pack(b"EVALSHA", script.digest, len(keys), *keys, *args), acks, again=again)
         except NoScriptError:
-            packed = pack(b"EVAL", script.source, len(keys), *keys, *args)
-            return await self.send(keys[0], packed, acks)
+            return await self.send(keys[0], pack(b"EVAL", script.source, len(keys), *keys, *args), acks, again=again)
 
     async def aclose(self) -> None:
         """End the connections of every event loop."""
@@ -339,16 +346,17 @@ class Wire(ABC):
 
 
 class _Tries:
-    """Tries for what was not even sent, until the patience for connecting is over."""
+    """Tries until the patience for connecting is over: for what was not sent, and for what may be repeated without harm."""
 
-    def __init__(self, patience: Patience) -> None:
+    def __init__(self, patience: Patience, *, again: bool) -> None:
         """Begin."""
         self._deadline = asyncio.get_running_loop().time() + patience.connect
         self._pause = _PAUSES[0]
+        self._again = again
 
     async def again(self, error: Exception) -> None:
-        """Wait a moment; raise the error instead when it may have been sent, or when time is up."""
-        if (isinstance(error, Lost) and error.sent) or asyncio.get_running_loop().time() + self._pause > self._deadline:
+        """Wait a moment; raise the error instead when another try might do it twice, or when time is up."""
+        if (isinstance(error, Lost) and error.sent and not self._again) or asyncio.get_running_loop().time() + self._pause > self._deadline:
             raise error
         await asyncio.sleep(self._pause * random.uniform(0.5, 1))  # noqa: S311 - so that workers do not come at once
         self._pause = min(2 * self._pause, _PAUSES[1] / 2)
@@ -371,9 +379,9 @@ class SingleWire(Wire):
     def _make(self, address: Address | None) -> Awaitable[AbstractConnection]:  # noqa: ARG002 - there is one
         return self._connection()
 
-    async def send(self, key: bytes | None, packed: bytes, acks: Acks | None = None) -> tuple[Any, int]:  # noqa: ARG002 - one server
+    async def send(self, key: bytes | None, packed: bytes, acks: Acks | None = None, *, again: bool = True) -> tuple[Any, int]:  # noqa: ARG002 - one server
         """See `Wire.send`."""
-        tries = _Tries(self._patience)
+        tries = _Tries(self._patience, again=again)
         while True:
             lane = self._lane(None, durable=acks is not None)
             try:
@@ -418,10 +426,10 @@ class ClusterWire(Wire):
         assert address is not None
         return self._connection(address)
 
-    async def send(self, key: bytes | None, packed: bytes, acks: Acks | None = None) -> tuple[Any, int]:
+    async def send(self, key: bytes | None, packed: bytes, acks: Acks | None = None, *, again: bool = True) -> tuple[Any, int]:
         """See `Wire.send`."""
         slot = 0 if key is None else key_slot(key)
-        tries = _Tries(self._patience)
+        tries = _Tries(self._patience, again=again)
         while True:
             try:
                 return await self._at(slot, packed, acks)

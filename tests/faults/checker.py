@@ -28,6 +28,7 @@ ANOMALIES = {
     "phantom": "an element that nobody appended",
     "cross-session": "an element of another conversation",
     "aborted-read": "a turn that was refused is there as if it had not been (G1a)",
+    "dirty-read": "a read saw a turn that was refused afterwards, and is gone (G1a)",
     "partial-turn-read": "a read saw part of a turn, and was not told that it has no end (G1b)",
     "torn-turn": "what is left of a turn nobody had an answer for is a part, and not marked as such",
     "interleaved-turn": "another turn stands inside a turn",
@@ -177,7 +178,8 @@ class _Conversation:
             if once != sorted(once):
                 self._say("reordered-in-turn", name)
             if turn.refused and not marked:
-                self._say("aborted-read", name)
+                gone = self.final is not None and name not in self.final.parts
+                self._say("dirty-read" if gone else "aborted-read", name)
             elif marked or len(once) < len(turn.elements):
                 self._check_part(view, turn, sorted(once), marked=marked)
 

@@ -79,6 +79,7 @@ PLANTED: dict[str, Callable[[Story], Story]] = {
     "phantom": lambda s: s.append("a").end(*A, "nobody/0"),
     "cross-session": lambda s: s.append("a").append("b", conversation="d").end(*AB).end(*B, conversation="d"),
     "aborted-read": lambda s: s.append("a", outcome=Outcome.FAIL).end(*A),
+    "dirty-read": lambda s: s.append("a", at=(10, 100), outcome=Outcome.FAIL).read(*A, at=(20, 30)).end(),
     "partial-turn-read": lambda s: s.append("a", at=(10, 100)).read(*A[:1], at=(20, 30)).end(*A),
     "torn-turn": lambda s: s.append("a", outcome=Outcome.UNKNOWN).end(*A[:2]),
     "interleaved-turn": lambda s: s.append("a").append("b", "q", at=(5, 40)).end(*A[:1], *B, *A[1:]),

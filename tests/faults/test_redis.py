@@ -10,9 +10,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pytest
+from redis.crc import key_slot
 
 from convmem.stores.redis_layout import Keys
 from tests.asgi_client import quick
@@ -182,6 +184,10 @@ async def test_twin_a_store_that_takes_a_refusal_for_an_empty_history_is_found_t
 # Failing over
 
 
+UNACKNOWLEDGED = {"dirty-read", "lost-after-read"}
+"""A primary shows what no replica has confirmed yet. Who had read that is refused when it is gone: see docs/explanation/faults.md."""
+
+
 @dataclass(frozen=True)
 class Failover:
     """What came of one.
@@ -190,13 +196,14 @@ class Failover:
         lost: Acknowledged turns that are gone.
         unaware: Those of them whose client came back and was not told.
         anomalies: All that is wrong.
-        unknown: How many turns had no answer.
+        longest: Seconds the longest turn took.
         codes: What clients were told.
     """
 
     lost: set[str]
     unaware: list[str]
     anomalies: list[Anomaly]
+    longest: float
     codes: set[str]
 
 
@@ -208,10 +215,9 @@ async def fail_over(
     come_back: Callable[[], Awaitable[None]],
     *,
     conversations: list[str],
-    plant: str = "",
 ) -> Failover:
     """Let clients write, cut the replica off, let them try on for a moment, kill the primary, and wait until all are served again."""
-    pods = [Pod(url, plant=plant, settings=quick(turn_wait="2s", window_turns=None)) for _ in range(2)]
+    pods = [Pod(url, settings=quick(turn_wait="2s", window_turns=None)) for _ in range(2)]
     try:
         async with Clients(pods, folder, count=4, conversations=conversations, pause=0.02) as clients:
             await clients.until(16)
@@ -227,7 +233,13 @@ async def fail_over(
         for pod in pods:
             await pod.aclose()
     lost = {anomaly.detail for anomaly in anomalies if anomaly.name == "lost-turn"}
-    return Failover(lost, clients.unaware(lost, since), anomalies, clients.codes())
+    return Failover(lost, clients.unaware(lost, since), anomalies, clients.longest(), clients.codes())
+
+
+def in_the_first_shard(count: int) -> list[str]:
+    """Return names of conversations whose slot is one of the first third."""
+    found = (name for name in map("c{}".format, range(1000)) if key_slot(Keys("convmem").of(key_of(name))[0]) < valkey.SLOTS // 3)
+    return list(islice(found, count))
 
 
 async def cluster_failover(folder: Path, durability: str) -> Failover:
@@ -249,7 +261,7 @@ async def cluster_failover(folder: Path, durability: str) -> Failover:
 
         url = f"{cluster.url}{QUICK}&durability={durability}{'&replicas_timeout=0.3s' if durability == 'replicas' else ''}"
         try:
-            return await fail_over(url, folder, behind, die, come_back, conversations=[f"c{number}" for number in range(6)])
+            return await fail_over(url, folder, behind, die, come_back, conversations=in_the_first_shard(4))
         finally:
             replica.resume()
 
@@ -258,9 +270,8 @@ async def cluster_failover(folder: Path, durability: str) -> Failover:
 async def test_a_cluster_that_fails_over_loses_no_acknowledged_turn_when_a_replica_confirms_each(tmp_path):
     """`durability=replicas`: what the replica had not got was never acknowledged."""
     failover = await cluster_failover(tmp_path / "history", "replicas")
-    assert not failover.anomalies, told(failover.anomalies)
-    assert "store_unavailable" in failover.codes, "the replica was not cut off"
-    assert "history_lost" not in failover.codes
+    assert failover.longest > 0.6, "the replica was not cut off: nobody waited for it"
+    assert names(failover.anomalies) <= UNACKNOWLEDGED, told(failover.anomalies)
 
 
 @pytest.mark.asyncio

@@ -4,7 +4,7 @@
 --          duplicate write something too, for WAIT counts the writes of its own connection only
 -- ARGV[2]  epoch and ARGV[3] id of the head the caller saw; ARGV[4] epoch of the entry
 -- ARGV[5]  pinned positions; ARGV[6] positions to hide; ARGV[7] field of its turn; ARGV[8] the entry
--- KEYS[4]  the owner's index and ARGV[9] the session id, where the index is in the same database
+-- KEYS[3]  the owner's index and ARGV[9] the session id, where the index is in the same database
 --
 -- Everything is read and checked before the first write, and the first write is one that a full server refuses: nothing is
 -- ever half stored.
@@ -69,7 +69,7 @@ if counts == 0 then changed[hide(at)] = true end
 local new = {'i', entry, ARGV[7], (first and first .. ':' or '') .. at * 2 + closing}
 local function set(field, text) new[#new + 1] = field new[#new + 1] = text end
 if fresh or restart then
-  redis.call('UNLINK', row)
+  redis.call('UNLINK', row)  -- the lease goes with it, and is put back below
   set('e', ARGV[4])
   set('b', born)
   if mark ~= '' then set('m', fields[5]) end
@@ -88,9 +88,18 @@ if ttl > 0 then
   redis.call('PEXPIREAT', log, until_ms)
   redis.call('PEXPIREAT', row, mark ~= '' and math.max(until_ms, math.floor(deleted / 1000) + TOMBSTONE_MS) or until_ms)
 else
+  -- A row that held only a lease has a TTL that was not replicated, and a replica or a file written meanwhile may have it
+  -- although this server has not: PERSIST alone would do nothing here and so reach nobody.
+  if fresh then redis.call('PEXPIREAT', row, math.floor(now / 1000) + TOMBSTONE_MS) end
   redis.call('PERSIST', log)
   redis.call('PERSIST', row)
 end
-if KEYS[4] then enlist(KEYS[4], ARGV[9], updated, until_ms) end
-if release == 1 then let_go(token) end
+if KEYS[3] then enlist(KEYS[3], ARGV[9], updated, until_ms) end
+if held == token and release == 1 or held == '' then
+  if value then drop_lease() end
+elseif fresh or restart then
+  quietly()
+  redis.call('HSET', row, 'l', value)
+  aloud()
+end
 return STORED_

@@ -2,17 +2,17 @@
 --
 -- KEYS[1]  row, a hash: e epoch, i id of the newest entry, h "n turns start base updated expires", b when it was begun,
 --          p pinned positions, m "when mark" of the newest delete, x the epochs that deletes ended,
---          t<digest> where a turn stands, v<chunk> which of 64 positions are out of sight
+--          t<digest> where a turn stands, v<chunk> which of 64 positions are out of sight, l the lease "taken until token"
 -- KEYS[2]  log, a list: the entry at position n has index n - 1 - base
--- KEYS[3]  lease, a string "taken until token"; it is neither replicated nor written to the append-only file
 --
+-- Two keys and no third: while a cluster moves a slot it answers a call only when all its keys are there, or none.
 -- Times are microseconds since 1970 by the server's clock. Names (ids, tokens, turns, marks) come packed, as in redis_layout.py.
 
-local row, log, lease = KEYS[1], KEYS[2], KEYS[3]
+local row, log = KEYS[1], KEYS[2]
 local CHUNK = 64
 local TOMBSTONE_MS = 2592000000    -- TOMBSTONE_LIFE of stores/base.py
 
-local fields = redis.call('HMGET', row, 'e', 'i', 'h', 'p', 'm', 'x')
+local fields = redis.call('HMGET', row, 'e', 'i', 'h', 'p', 'm', 'x', 'l')
 local epoch, id, pinned, ended = fields[1] or '', fields[2] or '', fields[4] or '', fields[6] or ''
 local n, turns, start, base, updated, expires = 0, 0, 0, 0, 0, 0
 if fields[3] then
@@ -37,16 +37,16 @@ if not present then  -- nobody has written it, it was deleted, or the server evi
 end
 
 local held, taken, till = '', 0, 0
-local value = redis.call('GET', lease)
+local value = fields[7]
 if value then
-  local a, b = string.find(value, ' ', 1, true), nil
-  b = string.find(value, ' ', a + 1, true)
+  local a = string.find(value, ' ', 1, true)
+  local b = string.find(value, ' ', a + 1, true)
   taken, till = tonumber(string.sub(value, 1, a - 1)), tonumber(string.sub(value, a + 1, b - 1))
   if now < till then held = string.sub(value, b + 1) end
 end
 
--- A lease need not survive a crash or a failover, so it costs neither replication nor a flush. Between these two only KEYS[3]
--- is ever touched: a row or a log that a replica does not have would be a loss.
+-- A lease need not survive a crash or a failover, so it costs neither replication nor a flush. Between these two only the
+-- field l is ever touched, and the TTL of a row that holds nothing else: what a replica lacks of the log would be a loss.
 local function quietly() if redis.set_repl then pcall(redis.set_repl, redis.REPL_NONE) end end
 local function aloud() if redis.set_repl then pcall(redis.set_repl, redis.REPL_ALL) end end
 
@@ -54,17 +54,20 @@ local function hold(token, term)
   if held ~= token then taken = now end
   held, till = token, now + term * 1000
   quietly()
-  redis.call('SET', lease, string.format('%.0f %.0f ', taken, till) .. token, 'PX', term)
+  redis.call('HSET', row, 'l', string.format('%.0f %.0f ', taken, till) .. token)
+  if not fields[3] and not fields[5] then redis.call('PEXPIRE', row, term) end
   aloud()
 end
 
+local function drop_lease()
+  quietly()
+  redis.call('HDEL', row, 'l')
+  aloud()
+  held = ''
+end
+
 local function let_go(token)
-  if held == token and token ~= '' then
-    quietly()
-    redis.call('DEL', lease)
-    aloud()
-    held = ''
-  end
+  if held == token and token ~= '' then drop_lease() end
 end
 
 local function same(other_epoch, other_n, other_id)
