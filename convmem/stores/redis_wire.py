@@ -53,13 +53,11 @@ class Lost(Exception):
 
     Attributes:
         sent: Whether the server may have got the command all the same.
-        broken: Whether the connection broke, rather than that patience was over.
     """
 
-    def __init__(self, reason: str, *, sent: bool, broken: bool = False) -> None:
+    def __init__(self, reason: str, *, sent: bool) -> None:
         """Say why."""
         self.sent = sent
-        self.broken = broken
         super().__init__(reason)
 
 
@@ -260,7 +258,7 @@ class Lane:
             item = calls.popleft()
             for call in item if isinstance(item, list) else [item]:
                 if not call.future.done():
-                    call.future.set_exception(error if _is_refusal(error) else Lost(_reason(error), sent=call.sent, broken=True))
+                    call.future.set_exception(error if _is_refusal(error) else Lost(_reason(error), sent=call.sent))
 
 
 def _settle(call: _Call, confirmed: int) -> None:
