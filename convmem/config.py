@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, cast
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
@@ -114,6 +116,9 @@ class Settings(BaseSettings):
         default=False,
         description="Whether the cookie is kept apart for each site that embeds the app (CHIPS); needs CONVMEM_COOKIE_SECURE=always.",
     )
+    websocket_origins: types.Origins = Field(
+        (), description="Origins besides the app's own whose pages may open WebSockets to it, such as https://app.example."
+    )
     ttl: types.OptionalDuration = Field(None, description="How long a conversation lives after its last turn; none means for ever.")
     retention: types.Retention = Field(
         None, description="How long stored conversations are kept at most after their last turn; not available yet."
@@ -122,7 +127,9 @@ class Settings(BaseSettings):
     window_messages: types.OptionalCount = Field(
         None, description="How many of the newest messages the model sees, in whole turns; none means all."
     )
-    window_tokens: types.Tokens = Field(None, description="How many tokens the model sees; not available yet.")
+    window_tokens: types.OptionalCount = Field(
+        None, description="How many tokens the model sees, in whole turns, the present one included; none means all."
+    )
     concurrency: Annotated[Literal["wait", "reject"], types.Choice] = Field(
         "wait", description="What a turn does while another one of the same conversation runs: wait, or be rejected with a 409."
     )
@@ -352,6 +359,14 @@ def open_store(url: str | StoreURL, *, namespace: str = "convmem") -> Store:
         return _redis(parsed, namespace)
     msg = f"CONVMEM_STORE is {parsed.scheme!r}, a store that comes with a later version; use redis, sqlite or memory now."
     raise ConfigurationError(msg)
+
+
+def tiktoken_cache() -> Path | None:
+    """Return where tiktoken looks for vocabularies before it downloads them, as its own loader finds that; None: nowhere."""
+    named = next((os.environ[name] for name in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR") if name in os.environ), None)
+    if named is None:
+        return Path(tempfile.gettempdir()) / "data-gym-cache"
+    return Path(named) if named else None
 
 
 def _redis(url: StoreURL, namespace: str) -> Store:

@@ -7,22 +7,21 @@ import logging
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from itertools import takewhile
 from typing import TypeVar
 
 from convmem import windows
 from convmem.exceptions import (
-    ConversationBusy,
     ConvmemError,
     CorruptEntry,
     InvalidMessage,
     TurnClosed,
 )
 from convmem.keys import SessionKey
-from convmem.messages import Edit, Message, State, decode_body, decode_messages, edited
+from convmem.messages import Edit, Message, State, decode_messages, edited
 from convmem.recording import Recording, each
-from convmem.stores.base import Log, Store, StoredEntry
-from convmem.turns import Turn
+from convmem.sight import Decoded
+from convmem.stores.base import Store
 from convmem.work import Work
 
 C = TypeVar("C")
@@ -42,9 +41,9 @@ class Conversation:
     def __init__(self, work: Work) -> None:
         """See the worker's side of it. Apps do not call this."""
         self._work = work
-        self._viewed: tuple[tuple[windows.Turn, ...], windows.View] | None = None
-        self._decoded: _Decoded | None = None
-        self._sighted: tuple[_Decoded, int, tuple[windows.Turn, ...], tuple[Message, ...]] | None = None
+        self._viewed: tuple[tuple[windows.Turn, ...], tuple[tuple[str, ...], int], windows.View] | None = None
+        self._decoded: Decoded | None = None
+        self._sighted: tuple[Decoded, int, tuple[windows.Turn, ...], tuple[Message, ...]] | None = None
         self.loop = asyncio.get_running_loop()
 
     # Who and which
@@ -77,7 +76,8 @@ class Conversation:
 
         A new list each time. Valid for model APIs; see `convmem.Window`.
         """
-        return [*self._view.messages, *self.new_messages]
+        new = self.new_messages
+        return [*self._view_before(new).messages, *new]
 
     @property
     def new_messages(self) -> list[Message]:
@@ -96,7 +96,7 @@ class Conversation:
         with self._work.reporting():
             turn = self._work.used
             log = await turn.read()
-            decoded = _decode(turn, log)
+            decoded = turn.decoded(log)
             said = edited([*(items for items, _ in decoded.turns), turn.said])
             states: list[State] = [state for _, state in decoded.turns]
             earlier = [message.in_state(state) for messages, state in zip(said, states, strict=False) for message in messages]
@@ -230,8 +230,8 @@ class Conversation:
             if work.gate is None:
                 msg = "This conversation is loaded; open another with open_conversation(key)."
                 raise TurnClosed(msg)
-            if work.turn is not None and work.turn.said:
-                msg = "Something was appended already; call load() first."
+            if not work.between_turns and (work.gate.takes_turns or (work.turn is not None and work.turn.said)):
+                msg = "A turn has begun here already; call load() before it."
                 raise TurnClosed(msg)
             previous, work.turn = work.turn, None
             if previous is not None:
@@ -297,7 +297,7 @@ class Conversation:
             turn = self._work.used
             await self._work.save(turn)
             if turn.ended:
-                msg = "This turn has ended; record in `async with conversation.turn():`, which opens another one."
+                msg = "No turn is open here; record in `async with conversation.turn():`, which opens one."
                 raise TurnClosed(msg)
             recording = Recording(text, turn.room())
         self._work.recordings.append(recording)
@@ -333,32 +333,26 @@ class Conversation:
     async def turn(self) -> AsyncGenerator[Conversation, None]:
         """Open a turn of its own: for background tasks, and for each exchange on a WebSocket.
 
-        Loads again and takes the lease on entry; stores on exit. When the block raises, what `save` and `record` have stored
-        stays and reads as interrupted, and the rest is dropped.
+        Loads again and takes the lease on entry; stores on exit, and only then the client may be told that it is done. When the
+        block raises, what `save` and `record` have stored stays and reads as interrupted, and the rest is dropped; when a
+        WebSocket's client has left, or the task is cancelled, what was appended is stored too.
 
         Raises:
-            ConversationBusy: Another turn is still running, this request's own included.
+            ConversationBusy: Another turn is still running, this request's or this WebSocket's own included.
+            StoreUnavailable: The store did not answer.
+            HistoryLost: The store lost what it had acknowledged; said once, the next turn starts from what is there.
+            HistoryExpired: The history outlived its TTL; the same.
         """
         with self._work.reporting():
-            before = self._work.used
-            if self._work.gate is not None:
-                await self._work.gate.leave()
-            if not before.ended:
-                raise ConversationBusy(own_turn=True)
-            turn = Turn(self._work.ledger, before.key)
-            await turn.begin()
-        self._work.turn, self._work.recordings = turn, []
+            await self._work.open()
         try:
             yield self
-        except asyncio.CancelledError:
-            await self._work.interrupt()
-            raise
-        except BaseException:
-            await self._work.break_off()
+        except BaseException as error:
+            await self._work.end_broken(error)
             raise
         else:
             with self._work.reporting():
-                await self._work.finish()
+                await self._work.conclude()
 
     # Behind the properties
 
@@ -367,10 +361,10 @@ class Conversation:
         return self._sight[0]
 
     @property
-    def _history(self) -> _Decoded:
+    def _history(self) -> Decoded:
         turn = self._work.used
         if self._decoded is None or self._decoded.log is not turn.log:
-            self._decoded = _decode(turn, turn.log)
+            self._decoded = turn.decoded()
         return self._decoded
 
     @property
@@ -379,52 +373,31 @@ class Conversation:
         decoded = self._history
         edits = [item for item in self._work.used.said if isinstance(item, Edit)]
         if self._sighted is None or self._sighted[:2] != (decoded, len(edits)):
-            pinned, *rest = edited([decoded.pinned, *(items for items, _ in decoded.turns), edits])
-            turns = tuple(windows.Turn(tuple(said), state) for said, (_, state) in zip(rest, decoded.turns, strict=False) if said)
-            self._sighted = (decoded, len(edits), turns, tuple(message for message in pinned if message.role == "system"))
+            self._sighted = (decoded, len(edits), *decoded.seen(edits))
         return self._sighted[2:]
 
     @property
     def _view(self) -> windows.View:
+        return self._view_before(self.new_messages)
+
+    def _view_before(self, present: list[Message]) -> windows.View:
+        """Return what the window shows in front of this turn's messages; made anew only when they can make a difference to it."""
         turn, log, (turns, pinned) = self._work.used, self._history.log, self._sight
         if turn.head.start > log.head.start:
             return windows.View((), 0, cut=False)
-        if self._viewed is None or self._viewed[0] is not turns:
-            view = windows.view(turns, self._work.ledger.rules.window, pinned=pinned)
-            self._viewed = (turns, view)
-            if log.head.turns - view.turns == 1:
-                logger.info("conversation %s has outgrown its window: the model no longer sees the first turn", turn.key.digest)
-        return self._viewed[1]
+        window = self._work.ledger.rules.window
+        answers = tuple(message.id for message in takewhile(lambda message: message.role == "tool", present))
+        matters = (answers, turn.meter.total(present) if window.tokens is not None else 0)
+        if self._viewed is None or self._viewed[0] is not turns or self._viewed[1] != matters:
+            view = windows.view(turns, window, pinned=pinned, present=present, meter=turn.meter)
+            self._viewed = (turns, matters, view)
+            outgrown = view.full or len(log.turns) < log.head.turns
+            if outgrown and self._work.ledger.outgrown.add(turn.key):
+                left_out = max(0, log.head.turns - view.turns)
+                logger.info("conversation %s has outgrown its window: the model does not see %d of its turns", turn.key.digest, left_out)
+        return self._viewed[2]
 
 
 def work_of(conversation: Conversation) -> Work:
     """Return the worker's side of a conversation, for the code around a handler."""
     return conversation._work  # noqa: SLF001 - this module's own
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Decoded:
-    """What was loaded: the messages and edits of each turn but this one, with its state, and what is pinned before them."""
-
-    log: Log
-    turns: tuple[tuple[tuple[Message | Edit, ...], State], ...]
-    pinned: tuple[Message | Edit, ...]
-    corrupt: tuple[int, ...]
-
-
-def _decode(turn: Turn, log: Log) -> _Decoded:
-    corrupt: list[int] = []
-    loaded = [other for other in log.turns if other.id != turn.id or turn.replayed]
-    turns = tuple((tuple(_items(other.entries, corrupt)), other.state) for other in loaded)
-    pinned = tuple(_items(log.pinned, corrupt))
-    if corrupt:
-        logger.warning("conversation %s: entries %s cannot be decoded; the rest is loaded", turn.key.digest, corrupt)
-    return _Decoded(log, turns, pinned, tuple(corrupt))
-
-
-def _items(entries: Iterable[StoredEntry], corrupt: list[int]) -> Iterable[Message | Edit]:
-    for stored in entries:
-        try:
-            yield from decode_body(stored.entry.body)
-        except ValueError:
-            corrupt.append(stored.n)

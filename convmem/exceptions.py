@@ -172,6 +172,13 @@ class CrossSite(ConvmemError):
     title = "The browser withheld the visitor's cookie"
 
 
+class ForeignOrigin(CrossSite):
+    """A page of another origin opened a WebSocket that touched a conversation: its script could read what the browser's user said."""
+
+    code = "foreign_origin"
+    title = "A page of another origin opened the WebSocket"
+
+
 class UnknownConversation(ConvmemError):
     """The id was not handed out to this owner; missing and foreign are the same answer."""
 
@@ -222,6 +229,13 @@ class InvalidMessage(ConvmemError, ValueError):
         super().__init__(f"{field}: {reason}")
 
 
+class CounterFailed(ConvmemError):
+    """The app's token counter raised, or returned something else than a whole number from 0."""
+
+    code = "counter_failed"
+    title = "The application's token counter cannot be used"
+
+
 class CorruptEntry(ConvmemError):
     """A stored entry cannot be decoded. Raised only by strict reading; otherwise its position is named and the rest loads.
 
@@ -265,6 +279,13 @@ class VisitorTooLate(ConvmemError):
 
     code = "visitor_too_late"
     title = "The conversation was taken after the response had begun"
+
+
+class CookieNotSent(ConvmemError):
+    """The server leaves out the headers of an accepted WebSocket, so a visitor made there could never come back."""
+
+    code = "cookie_not_sent"
+    title = "This server cannot hand a new visitor's cookie to a WebSocket"
 
 
 class TurnClosed(ConvmemError):

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NoReturn
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from convmem.config import Settings, open_store
+from convmem.config import Settings, open_store, tiktoken_cache
+from convmem.connection import SCOPE_KEY, Services
 from convmem.exceptions import ConfigurationError, ConvmemError, StoreUnavailable
-from convmem.exchange import SCOPE_KEY, Exchange, Services
+from convmem.exchange import Exchange
 from convmem.identity import IdentityPolicy, IdentityReader, KeyRing, Resolver, VisitorPolicy, new_session_id, route_path
 from convmem.key_record import read_keys, read_or_make_keys
 from convmem.problems import problem
 from convmem.routes import Routes
 from convmem.stores.base import Store
+from convmem.tokens import default_counter
 from convmem.turns import Ledger, Policy, Rules
+from convmem.websocket import WebSocket, refuse
 from convmem.windows import Window
 
 _DRAIN_SECONDS = 5.0
@@ -81,23 +85,26 @@ class ConversationMiddleware:
         self._in_flight: set[asyncio.Task[object]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection; what is not HTTP passes untouched, and so do OPTIONS and paths without conversations."""
-        if scope["type"] == "lifespan":
+        """Handle one request or WebSocket; other connections pass untouched, and so do OPTIONS and paths without conversations."""
+        kind = scope["type"]
+        if kind == "lifespan":
             await self._lifespan(scope, receive, send)
             return
-        if scope["type"] != "http" or scope["method"] == "OPTIONS":
+        if kind not in ("http", "websocket") or scope.get("method") == "OPTIONS":
             await self.app(scope, receive, send)
             return
         try:
             services = await self._ready()
         except ConvmemError as error:
             logger.error("%s", error)  # noqa: TRY400 - a sentence, not a traceback
-            for message in problem(error, [], head=scope["method"] == "HEAD"):
-                await send(message)
+            await _turn_away(error, scope, receive, send)
             return
         path = route_path(scope)
         if not services.routes.covers(path):
             await self.app({**scope, SCOPE_KEY: services.routes}, receive, send)
+            return
+        if kind == "websocket":
+            await WebSocket(services, scope, path, receive, send).run(self.app)
             return
         task = asyncio.current_task()
         assert task is not None
@@ -216,6 +223,14 @@ class ConversationMiddleware:
         await _close(opened)
 
 
+async def _turn_away(error: ConvmemError, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await refuse(error, scope, receive, send)
+        return
+    for message in problem(error, [], head=scope["method"] == "HEAD"):
+        await send(message)
+
+
 def _need_asyncio() -> None:
     try:
         asyncio.get_running_loop()
@@ -244,8 +259,11 @@ async def _check(store: Store) -> None:
 
 def rules_of(settings: Settings, window: Window | None = None) -> Rules:
     """Return the rules of turns that the settings make."""
+    window = window or Window(turns=settings.window_turns, messages=settings.window_messages, tokens=settings.window_tokens)
+    if window.tokens is not None and window.counter is None:
+        window = replace(window, counter=default_counter(tiktoken_cache()))
     return Rules(
-        window=window or Window(turns=settings.window_turns, messages=settings.window_messages),
+        window=window,
         ttl=settings.ttl,
         concurrency=settings.concurrency,
         turn_wait=settings.turn_wait,
@@ -276,6 +294,7 @@ def identity_policy_of(settings: Settings, resolvers: Sequence[Resolver] = ()) -
             partitioned=settings.cookie_partitioned,
         ),
         resolvers=resolvers,
+        websocket_origins=settings.websocket_origins,
     )
 
 

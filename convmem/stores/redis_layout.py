@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from binascii import Error as Base64Error
+from binascii import Error as Base64Error, b2a_base64
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import blake2b, sha1
 from importlib import resources
@@ -25,7 +25,7 @@ _KINDS = (Kind.TURN, Kind.EDIT, Kind.RESET)
 _CLOSING, _MORE = 4, 8
 _HEX, _BASE64, _LONG = 255, 254, 253
 _STORED = 7
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 _PARTS = {
     "load": ("clock", "row", "load"),
@@ -122,7 +122,7 @@ def unpack_name(data: bytes, at: int = 0) -> tuple[str, int]:
     if tag == _HEX:
         return data[at + 1 : at + 17].hex(), at + 17
     if tag == _BASE64:
-        return urlsafe_b64encode(data[at + 1 : at + 17])[:22].decode(), at + 17
+        return str(b2a_base64(data[at + 1 : at + 17], newline=False)[:22].translate(_URL_SAFE), "ascii"), at + 17
     begin, size = (at + 3, int.from_bytes(data[at + 1 : at + 3], "big")) if tag == _LONG else (at + 1, tag)
     return data[begin : begin + size].decode(), begin + size
 
@@ -178,13 +178,18 @@ def pack_entry(entry: Entry) -> bytes:
 
 def unpack_entry(data: bytes, n: int, epoch: str) -> StoredEntry:
     """Return an entry of the list, at its position."""
-    count, at = unpack_number(data, _STORED)
+    count = data[_STORED]
+    at = _STORED + 1
+    if count >= 128:  # noqa: PLR2004 - seven bits
+        count, at = unpack_number(data, _STORED)
     turn, at = unpack_name(data, at)
     token, at = unpack_name(data, at)
     identifier, at = unpack_name(data, at)
-    flags = data[at]
-    turns, at = unpack_number(data, at + 1)
-    start, at = unpack_number(data, at)
+    flags, turns, start = data[at], data[at + 1], data[at + 2]
+    at += 3
+    if turns | start >= 128:  # noqa: PLR2004 - seven bits
+        turns, at = unpack_number(data, at - 2)
+        start, at = unpack_number(data, at)
     pinned: tuple[int, ...] = ()
     hides: tuple[int, ...] = ()
     format_, key_id = ENTRY_FORMAT, ""
@@ -193,10 +198,8 @@ def unpack_entry(data: bytes, n: int, epoch: str) -> StoredEntry:
         positions, hidden, format_, key_id = json.loads(data[at : at + size])
         pinned, hides = tuple(positions), tuple(hidden)
         at += size
-    entry = Entry(
-        identifier, turn, token, epoch, data[at:], count, _KINDS[flags & 3], bool(flags & _CLOSING),
-        turns, start, pinned, hides, format_, key_id,
-    )  # fmt: skip
+    kind, closing = _KINDS[flags & 3], flags & _CLOSING != 0
+    entry = Entry(identifier, turn, token, epoch, data[at:], count, kind, closing, turns, start, pinned, hides, format_, key_id)
     return StoredEntry(n, entry, moment(int.from_bytes(data[:_STORED], "big")))
 
 
@@ -232,4 +235,4 @@ def positions(numbers: Iterable[int]) -> bytes:
 
 def moment(microseconds: int) -> datetime:
     """Return a time of the server's clock."""
-    return _EPOCH + timedelta(microseconds=microseconds)
+    return datetime.fromtimestamp(microseconds / 1_000_000, UTC)  # exact to the microsecond until 2255

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,24 +64,3 @@ STORES: dict[str, Callable[[Place], Backend]] = {
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
     """Return each storage in turn, empty."""
     return STORES[request.param](Place(request, tmp_path))
-
-
-@pytest.fixture(scope="session")
-def valkey_server() -> Iterator[valkey.Valkey]:
-    """Return a server that runs for the whole session; a test that hurts it starts its own."""
-    with valkey.folder() as folder, valkey.server(Path(folder)) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def valkey_cluster() -> Iterator[valkey.Cluster]:
-    """Return a cluster that runs for the whole session."""
-    with valkey.folder() as folder, valkey.Cluster(Path(folder)) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="session")
-def valkey_sentinels() -> Iterator[valkey.Sentinels]:
-    """Return a replicated server behind Sentinels that runs for the whole session."""
-    with valkey.folder() as folder, valkey.Sentinels(Path(folder)) as sentinels:
-        yield sentinels

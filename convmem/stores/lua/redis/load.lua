@@ -39,10 +39,11 @@ if epoch ~= '' and not expired and most_turns ~= 0 and most_messages ~= 0 then
       if most_messages then size = math.min(size, math.ceil((most_messages - seen_messages) / 2) + 1) end
       local from = math.max(floor + 1, at - math.max(size, 4) + 1)
       local entries = redis.call('LRANGE', log, from - 1 - base, at - 1 - base)
+      local maybe = chunk(chunk_of(from)) or bits or chunk_of(at) - chunk_of(from) > 1
       for k = #entries, 1, -1 do
         local here = from + k - 1
-        if not hidden(here) then
-          local count, its_turn = header(entries[k], STORED)
+        if not (maybe and hidden(here)) then
+          local count, its_turn = count_and_turn(entries[k])
           if its_turn ~= turn then
             if (most_turns and seen_turns >= most_turns) or (most_messages and seen_messages >= most_messages) then
               enough = true

@@ -105,6 +105,14 @@ local function header(text, at)
 end
 local STORED = 8  -- in front of a stored entry: seven bytes of when
 
+-- The first two of these, which a window needs of each of its entries.
+local function count_and_turn(text)
+  local count, tag = string.byte(text, STORED, STORED + 1)
+  if count < 128 and tag >= 254 then return count, string.sub(text, STORED + 1, STORED + 17) end
+  local long, turn = header(text, STORED)
+  return long, turn
+end
+
 local function entry_at(position)
   if position <= base or position > n or emptied then return false end
   return redis.call('LINDEX', log, position - 1 - base)
