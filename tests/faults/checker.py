@@ -231,12 +231,12 @@ class _Conversation:
             done.append((view.read.completed or 0, len(kept), view.read))
         for name, index in place.items():
             turn = self.turns[name]
+            self._check_before(turn, order[:index], index + 1)
             if not self._this_life(turn):
                 continue
             asked.append((turn.invoked, index + 0.5, turn.attempts[0]))
             if turn.acknowledged is not None:
                 done.append((turn.acknowledged, index + 0.5, turn.attempts[0]))
-            self._check_before(turn, order[:index], index + 1)
         self._sweep(sorted(asked, key=lambda event: event[0]), sorted(done, key=lambda event: event[0]))
 
     def _check_what_followed(self, read: Operation, newest: int, place: dict[str, int]) -> None:
@@ -255,11 +255,9 @@ class _Conversation:
             self._say("wrong-position-reported", f"{turn.name} is turn {position}, its writer was told {sorted(told)}")
 
     def _turns_of(self, elements: Iterable[str]) -> list[str]:
-        """Return the turns of which all elements are among these and which are in the final list, in the order of their first."""
-        assert self.final is not None
+        """Return the turns of which all elements are among these, in the order of their first."""
         seen = Counter(self.homes[element][1] for element in elements if element in self.homes)
-        whole = set(self.final.whole)
-        return [turn for turn in seen if turn in whole and seen[turn] == len(self.turns[turn].elements)]
+        return [turn for turn in seen if turn in self.turns and seen[turn] == len(self.turns[turn].elements)]
 
     def _sweep(self, asked: list[tuple[int, float, Operation]], done: list[tuple[int, float, Operation]]) -> None:
         """Compare each operation with the highest level answered before it was asked for: of its own process, and of all."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.faults.deployments import DEPLOYMENTS, Deployment
+from tests.faults.deployments import DEPLOYMENTS, Deployment, started
 from tests.wheels import valkey
 
 
@@ -26,13 +26,13 @@ async def _redis(path: Path) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def _cluster(path: Path) -> AsyncIterator[str]:
-    with valkey.folder() as folder, valkey.Cluster(Path(folder)) as cluster:
+    with started(valkey.Cluster) as cluster:
         yield f"{cluster.url}?durability=replicas"
 
 
 @asynccontextmanager
 async def _sentinel(path: Path) -> AsyncIterator[str]:
-    with valkey.folder() as folder, valkey.Sentinels(Path(folder)) as sentinels:
+    with started(valkey.Sentinels) as sentinels:
         yield f"{sentinels.url}?durability=replicas"
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from tests.faults.proxy import Proxy
 from tests.servers.processes import HOST
@@ -48,6 +48,24 @@ class Deployment:
     direct: str
 
 
+GroupOfServers = TypeVar("GroupOfServers", valkey.Cluster, valkey.Sentinels)
+
+
+@contextmanager
+def started(make: Callable[[Path], GroupOfServers]) -> Iterator[GroupOfServers]:
+    """Start several servers that know each other's ports beforehand; once more where somebody else has taken one meanwhile."""
+    for last in (False, False, True):
+        with ExitStack() as stack:
+            try:
+                servers = stack.enter_context(make(Path(stack.enter_context(valkey.folder()))))
+            except RuntimeError as error:
+                if last or "Address already in use" not in str(error):
+                    raise
+                continue
+            yield servers
+            return
+
+
 @asynccontextmanager
 async def redis(*, durable: bool = True) -> AsyncIterator[Deployment]:
     """A Valkey with an append-only file; not durable: with none, as many a cache is set up."""
@@ -55,7 +73,7 @@ async def redis(*, durable: bool = True) -> AsyncIterator[Deployment]:
         options = () if durable else ("--appendonly", "no")
         with valkey.server(Path(folder), *options) as server:
             async with Proxy(HOST, server.port) as proxy:
-                quick = "?connect_timeout=0.5s&timeout=0.5s&unsafe=allow"
+                quick = "?connect_timeout=0.4s&timeout=0.4s&unsafe=allow"
                 yield Deployment(server, proxy, f"redis://{HOST}:{proxy.port}/0{quick}", f"{server.url}?unsafe=allow")
 
 

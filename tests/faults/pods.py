@@ -243,8 +243,8 @@ class Clients:
         return sorted((taken for client in self.clients for taken in client.taken), key=lambda taken: taken.sent)
 
     def codes(self, since: float = 0.0) -> set[str]:
-        """Return the problems clients were told; empty for a success."""
-        return {taken.answer.code for taken in self.taken if taken.sent >= since}
+        """Return the problems clients were told from a moment on; empty for a success."""
+        return {taken.answer.code for taken in self.taken if taken.sent + taken.seconds >= since}
 
     def longest(self) -> float:
         """Return how long the longest turn has taken, those that are still under way included."""
@@ -295,13 +295,14 @@ class Clients:
 
         Args:
             lost: Names of turns.
-            since: From when on clients could know.
+            since: From when on they were gone.
         """
         unaware = []
         for client in self.clients:
             for mine in (taken for taken in client.taken if taken.turn in lost and taken.stored and not taken.stream):
-                later = [taken.answer.code for taken in client.taken if taken.sent >= since and taken.conversation == mine.conversation]
-                if later and "history_lost" not in later:
+                later = [taken for taken in client.taken if taken.sent > mine.sent and taken.conversation == mine.conversation]
+                told = any(taken.answer.code == "history_lost" for taken in later)
+                if not told and any(taken.stored and taken.sent >= since for taken in later):
                     unaware.append(mine.turn)
         return unaware
 

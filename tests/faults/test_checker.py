@@ -113,6 +113,12 @@ def test_one_fault_is_one_name(name):
     assert names(check(PLANTED[name](Story()).operations)) == {name}
 
 
+def test_an_answer_that_outlived_the_conversation_it_was_computed_on_is_named():
+    """A delete excuses what is gone, and not what was stored after it as if nothing had happened."""
+    story = Story().append("a").append("b", "q", at=(20, 99), before=A).delete(at=(50, 60)).end(*B)
+    assert names(check(story.operations)) == {"computed-on-another-history"}
+
+
 RIGHT: dict[str, Callable[[Story], Story]] = {
     "nothing happened": lambda s: s.end(),
     "one after the other": lambda s: s.append("a", before=(), position=1).read(*A).append("b", before=A, position=2).read(*AB).end(*AB),

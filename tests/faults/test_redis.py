@@ -19,6 +19,7 @@ from redis.crc import key_slot
 from convmem.stores.redis_layout import Keys
 from tests.asgi_client import quick
 from tests.faults.checker import Anomaly, names
+from tests.faults.deployments import started
 from tests.faults.pods import Clients, Pod
 from tests.faults.waiting import until
 from tests.faults.workers import told
@@ -223,9 +224,9 @@ async def fail_over(
             await clients.until(16)
             await behind()
             await asyncio.sleep(0.8)
-            since = time.monotonic()
             await die()
             await come_back()
+            since = time.monotonic()
             await clients.until_each_is_served(seconds=30)
             await clients.until(8, seconds=30)
             anomalies = await clients.judge(url)
@@ -244,7 +245,7 @@ def in_the_first_shard(count: int) -> list[str]:
 
 async def cluster_failover(folder: Path, durability: str) -> Failover:
     """Cut the replica of one of three shards off, kill its primary, and start it again once the replica has taken over."""
-    with valkey.folder() as data, valkey.Cluster(Path(data)) as cluster:
+    with started(valkey.Cluster) as cluster:
         primary, replica = cluster.primaries[0], cluster.replicas[0]
 
         async def behind() -> None:
