@@ -641,12 +641,16 @@ class Turn:
                 await self._refuse(HistoryLost(msg, revision=appended.head.revision))
 
     async def _persist(self, entry: Entry, *, release: bool) -> Appended:
-        """Append, and repeat the very same entry while the outcome is unknown."""
+        """Append, and repeat the very same entry while the outcome is unknown. Once it is, no later failure makes it certain."""
+        unknown = False
         for pause in (*_PAUSES, None):
             try:
                 return await self.ledger.store.append(self.key, self.head, entry, ttl=self.ledger.rules.ttl, release=release)
             except StoreUnavailable as error:
-                if pause is None or not error.unknown:
+                unknown = unknown or error.unknown
+                if unknown and not error.unknown and pause is None:
+                    raise StoreUnavailable(error.store, error.operation, error.reason, unknown=True) from error
+                if pause is None or not unknown:
                     raise
                 await asyncio.sleep(pause)
         raise AssertionError
