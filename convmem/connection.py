@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -251,22 +251,36 @@ class Connection(ABC):
             headers.append((REVISION_HEADER, turn.head.revision.encode()))
             if turn.replayed:
                 headers.append((b"convmem-replayed", b"true"))
-            if self._services.debug:
-                facts = {
-                    "owner": self._resolved.source if self._owner_given is None else "load",
-                    "conversation": turn.key.digest,
-                    "worker": f"{socket.gethostname()}/{os.getpid()}",
-                    "turns": turn.head.turns,
-                    "loaded": len(turn.log.turns),
-                    "left-out": max(0, turn.log.head.turns - len(turn.log.turns)),
-                    "outcome": self._outcome,
-                }
-                headers.append((b"convmem-debug", "; ".join(f"{name}={value}" for name, value in facts.items()).encode("ascii", "replace")))
+        if self._services.debug and (self._touched or self._asked is not None):
+            headers.append((b"convmem-debug", "; ".join(f"{name}={value}" for name, value in self._facts(turn)).encode("ascii", "replace")))
         return headers
+
+    def _facts(self, turn: Turn | None) -> Iterator[tuple[str, object]]:
+        """Yield what the debug header says; nothing in it names anybody."""
+        key = self._asked if turn is None else turn.key
+        yield "owner", self._resolved.source if self._owner_given is None else "load"
+        yield "conversation", "none" if key is None else key.digest
+        yield "worker", f"{socket.gethostname()}/{os.getpid()}"
+        if turn is not None and not self._work.degraded:
+            yield "revision", turn.head.revision
+            yield "turns", turn.head.turns
+            yield "loaded", len(turn.log.turns)
+            yield "left-out", max(0, turn.log.head.turns - len(turn.log.turns))
+        yield "outcome", self._outcome_so_far(turn)
+
+    def _outcome_so_far(self, turn: Turn | None) -> str:
+        if self._work.degraded:
+            return "degraded"
+        if turn is not None and turn.replayed:
+            return "replayed"
+        if self._outcome == "none" and turn is not None and not turn.ended:
+            return "open"
+        return self._outcome
 
     def _problem(self, error: ConvmemError, *, head: bool = False) -> list[dict[str, Any]]:
         """Return the events of the answer to an error, which is spent and logged by that."""
         self._log(error)
+        self._outcome = error.code
         headers = self._headers()
         if isinstance(error, HistoryLost | HistoryExpired):
             headers = [*((name, value) for name, value in headers if name != REVISION_HEADER), (REVISION_HEADER, error.revision.encode())]

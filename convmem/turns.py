@@ -258,6 +258,10 @@ class Turn:
         except ConversationBusy:
             self._end_now()
             raise
+        except IdempotencyKeyReused:
+            await self.ledger.finish(self._release_quietly())  # a lease in this name would refuse the rightful retry
+            self._end_now()
+            raise
         except BaseException as error:
             if isinstance(error, HistoryLost | HistoryExpired):
                 self.ledger.evidence.forget(self.key)

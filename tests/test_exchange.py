@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from datetime import timedelta
 
 import pytest
@@ -1325,7 +1326,28 @@ class TestHeaders:
         assert (facts["turns"], facts["loaded"], facts["left-out"], facts["outcome"]) == ("2", "1", "0", "stored")
         assert facts["conversation"] == ADA.digest
         assert "ada" not in said.replace(facts["worker"], "")
+        assert facts["worker"].endswith(f"/{os.getpid()}")
+        assert facts["revision"] == (await world.log()).head.revision
         assert (await world.serve(app_of(echo)).post(text="3")).header("convmem-debug") is None
+
+    async def test_debug_headers_say_how_a_turn_stands_that_is_not_plainly_stored(self, world):
+        """Of a stream that it has begun, of a retry that it is replayed, of a problem which one it is, of no memory that there is none."""
+
+        def outcome(answer):
+            return dict(fact.split("=", 1) for fact in answer.header("convmem-debug").split("; "))["outcome"]
+
+        debug = quick(debug_headers=True, on_store_error="degrade", turn_wait="0.5s", lease="0.2s")
+        client = world.serve(app_of(echo), settings=debug)
+        assert outcome(await world.serve(app_of(stream_of("a")), settings=debug).post(text="1")) == "open"
+        key = {"idempotency-key": "k"}
+        assert [outcome(await client.post(text="2", headers=key)) for _ in range(2)] == ["stored", "replayed"]
+        await world.inner.load(ADA, lease=Lease("other", timedelta(seconds=30)))
+        busy = await client.post(text="3")
+        assert (busy.status, outcome(busy)) == (409, "conversation_busy")
+        assert ADA.digest in (busy.header("convmem-debug") or "")
+        await world.inner.release(ADA, "other")
+        world.store.fail("load", times=1)
+        assert outcome(await client.post(text="4")) == "degraded"
 
 
 class TestLimits:
