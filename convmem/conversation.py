@@ -129,11 +129,12 @@ class Conversation:
         Raises:
             CorruptEntry: A loaded entry cannot be decoded.
         """
-        for stored in self._work.used.log.entries:
-            try:
-                decode_messages(stored.entry.body)
-            except ValueError as error:
-                raise CorruptEntry(stored.n, str(error)) from error
+        with self._work.reporting():
+            for stored in self._work.used.log.entries:
+                try:
+                    decode_messages(stored.entry.body)
+                except ValueError as error:
+                    raise CorruptEntry(stored.n, str(error)) from error
 
     # How it stands
 
