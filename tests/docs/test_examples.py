@@ -6,7 +6,9 @@ The conventions, by the language of a block; each page has a directory of its ow
 - ``diff``: with a title. What it results in is written to the file, and executed like ``python``; what it starts from must compile.
 - ``console``: each line that begins with ``$`` is run in bash; the lines below are what it writes to standard output, ``...``
   standing for anything. See `terminal`.
-- ``json``: parsed.
+- ``json``: parsed. With the title ``answer.json`` it is the problem document that the variable ``answer`` holds when the block is reached,
+  ``...`` in a text standing for anything.
+- ``js``: with a title; the file is written, and a test runs it in a browser (`test_origins`).
 - ``text``: a picture or a log, nothing to run.
 
 A block below ``<!-- not run: reason -->`` is left alone, and has to be listed here. Warnings are errors everywhere.
@@ -41,8 +43,10 @@ def directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    before = set(sys.modules)
+    before, environment = set(sys.modules), dict(os.environ)
     yield tmp_path
+    for name in set(os.environ) - set(environment):
+        del os.environ[name]
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
@@ -93,14 +97,34 @@ def run_console(block, directory, namespace, terminal):
 
 
 def run_json(block, directory, namespace, terminal):
-    json.loads(block.code)
+    document = json.loads(block.code)
+    if block.title != "answer.json":
+        return
+    answer = namespace.answer
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.status_code == document["status"]
+    assert matches(document, answer.json()), f"{block.place}: {answer.text}"
+
+
+def matches(shown, sent):
+    """Return whether a JSON value is the one that is shown, ``...`` standing for anything in a text."""
+    if isinstance(shown, dict) and isinstance(sent, dict):
+        return shown.keys() == sent.keys() and all(matches(value, sent[name]) for name, value in shown.items())
+    if isinstance(shown, str) and isinstance(sent, str):
+        return re.fullmatch(".*?".join(map(re.escape, shown.split("..."))), sent, re.DOTALL) is not None
+    return type(shown) is type(sent) and shown == sent
 
 
 def look_at_text(block, directory, namespace, terminal):
     assert not re.search(r"^\$ |^import |^from \w+ import ", block.code, re.MULTILINE), f"{block.place}: this is code, name its language"
 
 
-RUN = {"python": run_python, "diff": run_diff, "console": run_console, "json": run_json, "text": look_at_text}
+def write_js(block, directory, namespace, terminal):
+    assert block.title, f'{block.place}: which file is it? ```js title="chat.js"'
+    (directory / block.title).write_text(block.code, encoding="utf-8")
+
+
+RUN = {"python": run_python, "diff": run_diff, "console": run_console, "js": write_js, "json": run_json, "text": look_at_text}
 
 
 def test_what_is_not_run_is_listed():
