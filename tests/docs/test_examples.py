@@ -2,7 +2,7 @@
 
 The conventions, by the language of a block; each page has a directory of its own, and its blocks share one namespace:
 
-- ``python``: executed. With a title it is also a file of that name, there from the beginning, to be imported and served.
+- ``python``: executed; one that awaits at its top is a notebook's cell. With a title it is also a file of that name, there from the beginning, to be imported and served.
 - ``diff``: with a title. What it results in is written to the file, and executed like ``python``; what it starts from must compile.
 - ``console``: each line that begins with ``$`` is run in bash; the lines below are what it writes to standard output, ``...``
   standing for anything. See `terminal`.
@@ -14,6 +14,9 @@ The conventions, by the language of a block; each page has a directory of its ow
 A block below ``<!-- not run: reason -->`` is left alone, and has to be listed here. Warnings are errors everywhere.
 """
 
+import ast
+import asyncio
+import inspect
 import json
 import os
 import re
@@ -71,7 +74,10 @@ def test_every_code_block_runs(page, directory, monkeypatch):
 
 def run_python(block, directory, namespace, terminal):
     padded = "\n" * (block.line - 1) + block.code  # so that a traceback names the line of the page
-    exec(compile(padded, block.page, "exec", dont_inherit=True), namespace.__dict__)
+    code = compile(padded, block.page, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    cell = eval(code, namespace.__dict__)
+    if code.co_flags & inspect.CO_COROUTINE:
+        asyncio.run(cell)
 
 
 def run_diff(block, directory, namespace, terminal):
