@@ -2,7 +2,8 @@
 
 The conventions, by the language of a block; each page has a directory of its own, and its blocks share one namespace:
 
-- ``python``: executed; one that awaits at its top is a notebook's cell. With a title it is also a file of that name, there from the beginning, to be imported and served.
+- ``python``: executed; one that awaits at its top is a notebook's cell. With a title it is also a file of that name, there from the
+  beginning, to be imported and served.
 - ``diff``: with a title. What it results in is written to the file, and executed like ``python``; what it starts from must compile.
 - ``console``: each line that begins with ``$`` is run in bash; the lines below are what it writes to standard output, ``...``
   standing for anything. See `terminal`.
