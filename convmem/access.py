@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
 from starlette.requests import HTTPConnection
 
 from convmem.config import Settings, open_store
+from convmem.connection import SCOPE_KEY
 from convmem.context import current, work_around
 from convmem.conversation import Conversation, work_of
 from convmem.exceptions import ConfigurationError, ConversationBusy, ConvmemError, NoConversation
-from convmem.exchange import SCOPE_KEY
 from convmem.identity import KeyRing, new_session_id as _new_session_id
 from convmem.keys import SessionKey
 from convmem.middleware import rules_of
@@ -37,9 +36,6 @@ async def get_conversation(source: HTTPConnection) -> Conversation:
     found = _scope_of(source).get(SCOPE_KEY)
     if isinstance(found, Routes):
         msg = f"This path has no conversation: ConversationMiddleware covers {found.described}; add it to paths=[...]."
-        raise NoConversation(msg)
-    if found is None and _scope_of(source).get("type") == "websocket":
-        msg = "WebSockets have no conversation of their own in this version; use open_conversation(key) for each exchange."
         raise NoConversation(msg)
     return _taken(found if isinstance(found, Conversation) else current.get())
 
@@ -94,11 +90,8 @@ async def open_conversation(key: SessionKey, *, store: Store | None = None) -> A
         before = current.set(conversation)
         try:
             yield conversation
-        except asyncio.CancelledError:
-            await work.interrupt()
-            raise
-        except BaseException:
-            await work.break_off()
+        except BaseException as error:
+            await work.end_broken(error)
             raise
         else:
             with _noting(outer):

@@ -104,6 +104,9 @@ class Settings(BaseSettings):
         default=False,
         description="Whether the cookie is kept apart for each site that embeds the app (CHIPS); needs CONVMEM_COOKIE_SECURE=always.",
     )
+    websocket_origins: types.Origins = Field(
+        (), description="Origins besides the app's own whose pages may open WebSockets to it, such as https://app.example."
+    )
     ttl: types.OptionalDuration = Field(None, description="How long a conversation lives after its last turn; none means for ever.")
     retention: types.Retention = Field(
         None, description="How long stored conversations are kept at most after their last turn; not available yet."

@@ -12,7 +12,6 @@ from typing import TypeVar
 
 from convmem import windows
 from convmem.exceptions import (
-    ConversationBusy,
     ConvmemError,
     CorruptEntry,
     InvalidMessage,
@@ -230,8 +229,8 @@ class Conversation:
             if work.gate is None:
                 msg = "This conversation is loaded; open another with open_conversation(key)."
                 raise TurnClosed(msg)
-            if work.turn is not None and work.turn.said:
-                msg = "Something was appended already; call load() first."
+            if not work.between_turns and (work.gate.takes_turns or (work.turn is not None and work.turn.said)):
+                msg = "A turn has begun here already; call load() before it."
                 raise TurnClosed(msg)
             previous, work.turn = work.turn, None
             if previous is not None:
@@ -297,7 +296,7 @@ class Conversation:
             turn = self._work.used
             await self._work.save(turn)
             if turn.ended:
-                msg = "This turn has ended; record in `async with conversation.turn():`, which opens another one."
+                msg = "No turn is open here; record in `async with conversation.turn():`, which opens one."
                 raise TurnClosed(msg)
             recording = Recording(text, turn.room())
         self._work.recordings.append(recording)
@@ -333,32 +332,26 @@ class Conversation:
     async def turn(self) -> AsyncGenerator[Conversation, None]:
         """Open a turn of its own: for background tasks, and for each exchange on a WebSocket.
 
-        Loads again and takes the lease on entry; stores on exit. When the block raises, what `save` and `record` have stored
-        stays and reads as interrupted, and the rest is dropped.
+        Loads again and takes the lease on entry; stores on exit, and only then the client may be told that it is done. When the
+        block raises, what `save` and `record` have stored stays and reads as interrupted, and the rest is dropped; when a
+        WebSocket's client has left, or the task is cancelled, what was appended is stored too.
 
         Raises:
-            ConversationBusy: Another turn is still running, this request's own included.
+            ConversationBusy: Another turn is still running, this request's or this WebSocket's own included.
+            StoreUnavailable: The store did not answer.
+            HistoryLost: The store lost what it had acknowledged; said once, the next turn starts from what is there.
+            HistoryExpired: The history outlived its TTL; the same.
         """
         with self._work.reporting():
-            before = self._work.used
-            if self._work.gate is not None:
-                await self._work.gate.leave()
-            if not before.ended:
-                raise ConversationBusy(own_turn=True)
-            turn = Turn(self._work.ledger, before.key)
-            await turn.begin()
-        self._work.turn, self._work.recordings = turn, []
+            await self._work.open()
         try:
             yield self
-        except asyncio.CancelledError:
-            await self._work.interrupt()
-            raise
-        except BaseException:
-            await self._work.break_off()
+        except BaseException as error:
+            await self._work.end_broken(error)
             raise
         else:
             with self._work.reporting():
-                await self._work.finish()
+                await self._work.conclude()
 
     # Behind the properties
 

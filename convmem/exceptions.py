@@ -172,6 +172,13 @@ class CrossSite(ConvmemError):
     title = "The browser withheld the visitor's cookie"
 
 
+class ForeignOrigin(CrossSite):
+    """A page of another origin opened a WebSocket that touched a conversation: its script could read what the browser's user said."""
+
+    code = "foreign_origin"
+    title = "A page of another origin opened the WebSocket"
+
+
 class UnknownConversation(ConvmemError):
     """The id was not handed out to this owner; missing and foreign are the same answer."""
 

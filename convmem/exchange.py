@@ -10,86 +10,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
-import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from convmem.context import current, work_around
-from convmem.conversation import Conversation
-from convmem.exceptions import (
-    ConversationBusy,
-    ConvmemError,
-    HistoryExpired,
-    HistoryLost,
-    StoreUnavailable,
-    UnknownConversation,
-    VisitorTooLate,
-)
-from convmem.identity import IdentityReader, Resolved
+from convmem.connection import Connection, Services, ours
+from convmem.context import current
+from convmem.exceptions import ConversationBusy, ConvmemError, HistoryExpired, HistoryLost, StoreUnavailable
 from convmem.keys import SessionKey
-from convmem.problems import problem
-from convmem.routes import Routes
 from convmem.stores.base import Head
-from convmem.turns import Ledger, Turn
-from convmem.work import Work
+from convmem.turns import Turn
 
-SCOPE_KEY = "convmem"
-REVISION_HEADER = b"conversation-revision"
 _BODYLESS = (204, 304)
 _ERRORS = 400
 _SERVER_ERRORS = 500
 logger = logging.getLogger("convmem.middleware")
 
 
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What one middleware shares among its requests.
+class Exchange(Connection):
+    """One request and its answer."""
 
-    Attributes:
-        degrade: Run the app without memory while the store is down.
-        state_key: Where the conversation stands in ``request.state``; empty: nowhere.
-        debug: Say in response headers what was done.
-        issue_session_id: Hands out an id for an owner and a tenant.
-        hinted: The first route that appended without a lease, once it was logged.
-    """
-
-    ledger: Ledger
-    reader: IdentityReader
-    routes: Routes
-    degrade: bool
-    state_key: str
-    debug: bool
-    issue_session_id: Callable[[str, str], str]
-    hinted: list[str] = field(default_factory=list)
-
-
-class Exchange:
-    """One request and its answer. Made for one request, used by its tasks and threads only."""
+    takes_turns = False
+    _too_late = (
+        "The conversation of a new visitor was first used when the response had begun, too late for its cookie. Take it in the "
+        "handler (get_conversation(request), before returning the StreamingResponse), not inside the generator."
+    )
 
     def __init__(self, services: Services, scope: Scope, path: str, receive: Receive, send: Send) -> None:
         """Decide nothing yet."""
-        self._services = services
-        self._request = scope
-        self._path = path
+        super().__init__(services, scope, path)
         self._receive = receive
         self._send = send
         self._method: str = scope["method"]
         self._leases, self._policy = services.routes.turn(self._method, path)
-        self._defers = services.routes.defers(path)
-        self._scope: Scope = {}
-        self._resolved = Resolved()
-        self._work = Work(services.ledger, gate=self, within=work_around())
-        self._conversation = Conversation(self._work)
-        self._kept: ConvmemError | None = None
-        self._raised: ConvmemError | None = None
-        self._asked: SessionKey | None = None
-        self._owner_given: str | None = None
-        self._touched = False
-        self._first_touch = threading.Lock()
         self._status = 0
         self._held: Message | None = None
         self._remaining: int | None = None
@@ -97,13 +50,11 @@ class Exchange:
         self._trailers = False
         self._flowing = False
         self._whole = False
-        self._begun = False
         self._settled = False
         self._complete = False
         self._answered = False
         self._client_left = False
         self._cut: ConvmemError | None = None
-        self._outcome = "none"
 
     async def run(self, app: ASGIApp) -> None:
         """Load, run the app, store, answer."""
@@ -120,7 +71,7 @@ class Exchange:
             await app(self._scope, self._listen, self._respond)
         except BaseException as error:
             await self._broke(error)
-            if not (self._answered and _ours(error)):
+            if not (self._answered and ours(error)):
                 raise
         else:
             await self._returned()
@@ -152,147 +103,33 @@ class Exchange:
             if not self._services.degrade:
                 self._kept = error
                 return
-            self._work.turn = self._without_memory(owner, self._resolved.session_id, error)
+            self._work.turn = self._without_memory(self._key(owner, self._resolved.session_id), error)
         except ConvmemError as error:
             self._kept = error
 
-    def _without_memory(self, owner: str, session_id: str, error: StoreUnavailable) -> Turn:
-        logger.warning("the store is down; this request runs without memory: %s", error)
-        self._work.degraded = True
-        return Turn(self._services.ledger, self._key(owner, session_id), stored=False)
-
-    def _key(self, owner: str, session_id: str) -> SessionKey:
-        return SessionKey(owner, session_id, self._resolved.tenant)
-
-    async def _open(self, owner: str, session_id: str) -> Turn:
-        self._asked = key = self._key(owner, session_id)
-        needs_existing = await self._needs_existing(key)
-        turn = Turn(self._services.ledger, key)
-        claimed = _claimed(self._request["headers"])
+    async def _enter(self, turn: Turn, claimed: Head | None) -> None:
+        """Take the lease on a route that takes one, and load."""
         if not self._leases:
             await turn.look(claimed)
-        else:
-            outer = self._work.within
-            if outer is not None and outer.runs(key, self._services.ledger.store):
-                raise ConversationBusy(own_turn=True)
-            await turn.begin(self._policy, claimed)
-        if needs_existing and not turn.log.head.epoch:
-            await turn.abandon()
-            msg = "This id was not handed out to this owner; POST for a new one, or leave it out for the default conversation."
-            raise UnknownConversation(msg)
-        return turn
-
-    async def _needs_existing(self, key: SessionKey) -> bool:
-        if (key.owner, key.session_id) == (self._resolved.owner, self._resolved.session_id):
-            return self._resolved.needs_existing
-        return await self._services.reader.needs_existing(key.owner, key.session_id, key.tenant)
-
-    def _scope_for_app(self) -> Scope:
-        """Copy what is changed: the server's own dicts are never written to."""
-        scope = {**self._request, SCOPE_KEY: self._conversation}
-        if self._services.state_key:
-            scope["state"] = {**(self._request.get("state") or {}), self._services.state_key: self._conversation}
-        return scope
-
-    # The gate: called by the conversation, also from threads
-
-    def touch(self) -> None:
-        """Note that the conversation is used; mint the visitor who has none yet. Where the handler loads, `load` does that."""
-        if self._defers and not self._touched:
             return
-        if self._touched and self._kept is None:
-            self._check_order()
-            return
-        with self._first_touch:
-            try:
-                self._check_order()
-                if self._kept is not None:
-                    raise self._kept
-                if self._resolved.owner is None:
-                    self._mint(self._resolved.session_id, needs_existing=self._resolved.needs_existing)
-            except ConvmemError as error:
-                self._kept = error
-                raise
-            finally:
-                self._touched = True
+        outer = self._work.within
+        if outer is not None and outer.runs(turn.key, self._services.ledger.store):
+            raise ConversationBusy(own_turn=True)
+        await turn.begin(self._policy, claimed)
 
-    @property
-    def issue_session_id(self) -> Callable[[str, str], str]:
-        """Hands out an id for an owner and a tenant."""
-        return self._services.issue_session_id
+    # A turn after the response
 
-    def raised(self, error: ConvmemError) -> None:
-        """Remember the error, to answer with it if the app makes a 5xx of it."""
-        self._raised = error
-        self._spend(error)
-
-    def _spend(self, error: ConvmemError) -> None:
-        """Evidence is spent by reporting it."""
-        if isinstance(error, HistoryLost | HistoryExpired) and self._asked is not None:
-            self._services.ledger.evidence.forget(self._asked)
-
-    @property
-    def degrades(self) -> bool:
-        """Whether the app goes on without memory while the store is down."""
-        return self._services.degrade
-
-    async def leave(self) -> None:
-        """End the turn if the client has left."""
+    async def before_turn(self) -> None:
+        """End the request's turn if its client has left: a framework may run background tasks before anything else ends it."""
         if self._client_left and not self._settled:
             self._settled = True
             await self._work.interrupt()
 
-    async def load(self, owner: str | None, session_id: str | None) -> Turn:
-        """Load the conversation a handler names, or the one the request does."""
-        if self._defers and not self._touched:
-            here = {name: self._request.get(name, "") for name in ("path", "root_path")}
-            self._resolved = await self._services.reader.read({**self._scope, **here})
-        self._owner_given = owner
-        self._check_order()
-        if session_id is None and self._resolved.refusal is not None and not self._resolved.names_session:
-            raise self._resolved.refusal
-        which = self._resolved.session_id if session_id is None else session_id
-        if owner is None and self._resolved.owner is None:
-            refusal = self._services.reader.refuses_id(self._request, self._resolved, which)
-            if refusal is not None:
-                raise refusal
-            needs_existing = await self._services.reader.needs_existing(None, which, self._resolved.tenant)
-            turn = self._mint(which, needs_existing=needs_existing)
-        else:
-            turn = await self._open_or_degrade(owner or self._resolved.owner or "", which)
-        self._kept = None
-        self._touched = True
+    async def begin(self, key: SessionKey) -> Turn:
+        """Return a turn of its own on the same conversation, begun."""
+        turn = Turn(self._services.ledger, key)
+        await turn.begin()
         return turn
-
-    async def _open_or_degrade(self, owner: str, session_id: str) -> Turn:
-        try:
-            return await self._open(owner, session_id)
-        except StoreUnavailable as error:
-            if not self._services.degrade:
-                raise
-            return self._without_memory(owner, session_id, error)
-
-    def _mint(self, session_id: str, *, needs_existing: bool) -> Turn:
-        """Make a new visitor; the conversation is then known to be new, and costs neither a trip nor a lease."""
-        if self._begun and self._resolved.may_mint:
-            msg = (
-                "The conversation of a new visitor was first used when the response had begun, too late for its cookie. Take it in the "
-                "handler (get_conversation(request), before returning the StreamingResponse), not inside the generator."
-            )
-            raise VisitorTooLate(msg)
-        if needs_existing and self._resolved.may_mint:
-            msg = "This id was not handed out; leave it out for the default conversation."
-            raise UnknownConversation(msg)
-        owner = self._resolved.mint()
-        turn = Turn(self._services.ledger, self._key(owner, session_id))
-        self._work.turn = turn
-        return turn
-
-    def _check_order(self) -> None:
-        if self._scope:
-            error = self._resolved.order_error(self._scope, owner=self._owner_given)
-            if error is not None:
-                raise error
 
     # What the app receives and sends
 
@@ -368,26 +205,6 @@ class Exchange:
             self._begun = True
             await self._send({**message, "headers": [*message.get("headers", ()), *self._headers()]})
 
-    def _headers(self) -> list[tuple[bytes, bytes]]:
-        headers = self._resolved.response_headers(touched=self._touched)
-        if self._work.degraded:
-            headers.append((b"convmem-degraded", b"true"))
-        turn = self._work.turn
-        if self._touched and turn is not None and not self._work.degraded:
-            headers.append((REVISION_HEADER, turn.head.revision.encode()))
-            if self._services.debug:
-                facts = {
-                    "owner": self._resolved.source if self._owner_given is None else "load",
-                    "conversation": turn.key.digest,
-                    "worker": f"{socket.gethostname()}/{os.getpid()}",
-                    "turns": turn.head.turns,
-                    "loaded": len(turn.log.turns),
-                    "left-out": max(0, turn.log.head.turns - len(turn.log.turns)),
-                    "outcome": self._outcome,
-                }
-                headers.append((b"convmem-debug", "; ".join(f"{name}={value}" for name, value in facts.items()).encode("ascii", "replace")))
-        return headers
-
     # The end of the turn
 
     async def _settle(self) -> None:
@@ -436,16 +253,8 @@ class Exchange:
         self._answered = True
         self._held = None
         self._status = error.status
-        self._spend(error)
-        if error.status >= _SERVER_ERRORS:
-            logger.error("%s: %s", error.code, error, exc_info=error.__cause__)
-        else:
-            logger.info("%s: %s", error.code, error)
         await self._work.abandon()
-        headers = self._headers()
-        if isinstance(error, HistoryLost | HistoryExpired):
-            headers = [*((name, value) for name, value in headers if name != REVISION_HEADER), (REVISION_HEADER, error.revision.encode())]
-        for message in problem(error, headers, head=self._method == "HEAD"):
+        for message in self._problem(error, head=self._method == "HEAD"):
             await self._send(message)
         self._complete = True
 
@@ -453,9 +262,9 @@ class Exchange:
         """The app raised, or was cancelled."""
         if self._answered:
             return
-        ours = _ours(error)
-        if ours is not None and not self._begun:
-            await self._answer(ours)
+        refusal = ours(error)
+        if refusal is not None and not self._begun:
+            await self._answer(refusal)
             return
         if self._settled:
             return
@@ -504,28 +313,4 @@ def _content_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
     for name, value in headers:
         if name.lower() == b"content-length" and value.strip().isdigit():
             return int(value)
-    return None
-
-
-def _claimed(headers: Iterable[tuple[bytes, bytes]]) -> Head | None:
-    for name, value in headers:
-        if name == REVISION_HEADER:
-            return Head.of_revision(value.decode("latin-1"))
-    return None
-
-
-def _ours(error: BaseException | None) -> ConvmemError | None:
-    """Return the convmem error an exception is, or was raised from, or carries in a group."""
-    seen: set[int] = set()
-    waiting = [error]
-    while waiting:
-        one = waiting.pop()
-        if one is None or id(one) in seen:
-            continue
-        if isinstance(one, ConvmemError):
-            return one
-        seen.add(id(one))
-        waiting += [one.__cause__]
-        if isinstance(one, BaseExceptionGroup):
-            waiting += one.exceptions
     return None

@@ -6,13 +6,14 @@ import hashlib
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 from convmem.exceptions import InvalidIdentity
 
 SESSION_ID = re.compile(rb"[A-Za-z0-9_-]{1,128}")
 DEFAULT_SESSION = "default"
 OWNER_KINDS = ("user", "visitor", "header")
+RESERVED_OWNER = "convmem:"
 LONGEST_NAME = 512
 
 
@@ -62,9 +63,15 @@ class SessionKey:
     def reserved(cls, purpose: str) -> SessionKey:
         """Return an address no owner can have, for what convmem itself keeps in a store."""
         key = object.__new__(cls)
-        for name, value in (("owner", f"convmem:{purpose}"), ("session_id", DEFAULT_SESSION), ("tenant", "")):
+        for name, value in (("owner", f"{RESERVED_OWNER}{purpose}"), ("session_id", DEFAULT_SESSION), ("tenant", "")):
             object.__setattr__(key, name, value)
         return key
+
+    @classmethod
+    def of_path(cls, path: tuple[str, str, str]) -> SessionKey:
+        """Return the address that has this path."""
+        tenant, owner, session_id = path
+        return cls(_text(owner), session_id, _text(tenant))
 
     @cached_property
     def path(self) -> tuple[str, str, str]:
@@ -93,3 +100,7 @@ def valid_session_id(session_id: str | bytes) -> bool:
 
 def _ascii(text: str) -> str:
     return quote(text.encode("utf-8", "surrogatepass"), safe=":")
+
+
+def _text(ascii_text: str) -> str:
+    return unquote_to_bytes(ascii_text).decode("utf-8", "surrogatepass")

@@ -13,7 +13,7 @@ import math
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timezone
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import (
     AfterValidator,
@@ -26,7 +26,7 @@ from pydantic import (
     PrivateAttr,
     ValidationError,
 )
-from pydantic_core import core_schema
+from pydantic_core import core_schema, from_json, to_json
 
 from convmem.exceptions import InvalidMessage
 from convmem.identifiers import new_id
@@ -346,7 +346,7 @@ def decode_body(body: bytes) -> list[Message | Edit]:
         ValueError: The body is not what `encode_messages` makes, in this version or a later one.
     """
     try:
-        documents = json.loads(body)
+        documents = _parsed(body)
         if not isinstance(documents, list):
             msg = "not a list of messages"
             raise ValueError(msg)  # noqa: TRY004 - one kind of error for every damage
@@ -356,8 +356,16 @@ def decode_body(body: bytes) -> list[Message | Edit]:
         raise ValueError(msg) from error
 
 
+def _parsed(body: bytes) -> Any:
+    """Return the JSON of a body: by the fast parser, or by the patient one where that gives up (it stops at 200 levels)."""
+    try:
+        return from_json(body, allow_inf_nan=False)
+    except ValueError:
+        return json.loads(body)
+
+
 def _json(document: object) -> bytes:
-    return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return to_json(document, inf_nan_mode="strings")
 
 
 def _document(message: Message) -> dict[str, Any]:
@@ -406,14 +414,40 @@ def _refuse_ambiguous(part: UnknownPart, field: str) -> None:
 
 
 def _message(document: dict[str, Any]) -> Message:
-    fields: dict[str, Any] = {name: _unpack(value) for name, value in document.items() if name in _KNOWN}
+    fields: dict[str, Any] = {name: value if type(value) is str else _unpack(value) for name, value in document.items() if name in _KNOWN}
     if isinstance(fields["content"], list):
         fields["content"] = tuple(map(_part, fields["content"]))
-    fields["tool_calls"] = tuple(
-        ToolCall(id=call["id"], name=call["name"], arguments=call["arguments"]) for call in fields.get("tool_calls", ())
-    )
+    if "tool_calls" in fields:
+        fields["tool_calls"] = tuple(
+            ToolCall(id=call["id"], name=call["name"], arguments=call["arguments"]) for call in fields["tool_calls"]
+        )
     fields["created_at"] = datetime.fromisoformat(fields["created_at"])
-    return Message(**fields)
+    return _restored(fields)
+
+
+def _restored(fields: dict[str, Any]) -> Message:
+    """Return a message that was valid when it was stored, without validating it anew: that is most of the cost of a long window.
+
+    What pydantic would have refused or changed is looked at first, and left to it.
+    """
+    given = {**_ABSENT, "metadata": {}, "extras": {}, **fields}
+    plain = (
+        given["role"] in _ROLES
+        and type(given["content"]) in _CONTENT
+        and type(given["id"]) is str
+        and given["created_at"].tzinfo is not None
+        and type(given["tool_call_id"]) in _OPTIONAL_TEXT
+        and type(given["name"]) in _OPTIONAL_TEXT
+        and type(given["metadata"]) is type(given["extras"]) is dict
+    )
+    if not plain:
+        return Message(**fields)
+    message = Message.__new__(Message)
+    object.__setattr__(message, "__dict__", given)
+    object.__setattr__(message, "__pydantic_fields_set__", set(fields))
+    object.__setattr__(message, "__pydantic_extra__", None)
+    object.__setattr__(message, "__pydantic_private__", {"_state": "complete", "_archived": False})
+    return message
 
 
 def _edit(document: dict[str, Any]) -> Edit:
@@ -421,6 +455,10 @@ def _edit(document: dict[str, Any]) -> Edit:
 
 
 _KNOWN = frozenset(Message.model_fields)
+_ABSENT = dict.fromkeys(("role", "content", "tool_calls", "tool_call_id", "name", "id", "created_at")) | {"tool_calls": ()}
+_ROLES = frozenset(get_args(Role))
+_CONTENT = (str, tuple)
+_OPTIONAL_TEXT = (str, type(None))
 _PART_TYPES: dict[str, type[TextPart | ImagePart | AudioPart | FilePart | ReasoningPart]] = {
     "text": TextPart,
     "image": ImagePart,

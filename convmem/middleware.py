@@ -10,14 +10,16 @@ from typing import NoReturn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from convmem.config import Settings, open_store
+from convmem.connection import SCOPE_KEY, Services
 from convmem.exceptions import ConfigurationError, ConvmemError, StoreUnavailable
-from convmem.exchange import SCOPE_KEY, Exchange, Services
+from convmem.exchange import Exchange
 from convmem.identity import IdentityPolicy, IdentityReader, KeyRing, Resolver, VisitorPolicy, new_session_id, route_path
 from convmem.key_record import read_keys, read_or_make_keys
 from convmem.problems import problem
 from convmem.routes import Routes
 from convmem.stores.base import Store
 from convmem.turns import Ledger, Policy, Rules
+from convmem.websocket import WebSocket, refuse
 from convmem.windows import Window
 
 _DRAIN_SECONDS = 5.0
@@ -81,23 +83,26 @@ class ConversationMiddleware:
         self._in_flight: set[asyncio.Task[object]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection; what is not HTTP passes untouched, and so do OPTIONS and paths without conversations."""
-        if scope["type"] == "lifespan":
+        """Handle one request or WebSocket; other connections pass untouched, and so do OPTIONS and paths without conversations."""
+        kind = scope["type"]
+        if kind == "lifespan":
             await self._lifespan(scope, receive, send)
             return
-        if scope["type"] != "http" or scope["method"] == "OPTIONS":
+        if kind not in ("http", "websocket") or scope.get("method") == "OPTIONS":
             await self.app(scope, receive, send)
             return
         try:
             services = await self._ready()
         except ConvmemError as error:
             logger.error("%s", error)  # noqa: TRY400 - a sentence, not a traceback
-            for message in problem(error, [], head=scope["method"] == "HEAD"):
-                await send(message)
+            await _turn_away(error, scope, receive, send)
             return
         path = route_path(scope)
         if not services.routes.covers(path):
             await self.app({**scope, SCOPE_KEY: services.routes}, receive, send)
+            return
+        if kind == "websocket":
+            await WebSocket(services, scope, path, receive, send).run(self.app)
             return
         task = asyncio.current_task()
         assert task is not None
@@ -216,6 +221,14 @@ class ConversationMiddleware:
         await _close(opened)
 
 
+async def _turn_away(error: ConvmemError, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await refuse(error, scope, receive, send)
+        return
+    for message in problem(error, [], head=scope["method"] == "HEAD"):
+        await send(message)
+
+
 def _need_asyncio() -> None:
     try:
         asyncio.get_running_loop()
@@ -276,6 +289,7 @@ def identity_policy_of(settings: Settings, resolvers: Sequence[Resolver] = ()) -
             partitioned=settings.cookie_partitioned,
         ),
         resolvers=resolvers,
+        websocket_origins=settings.websocket_origins,
     )
 
 

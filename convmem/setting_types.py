@@ -30,6 +30,8 @@ _FEWEST_CHARACTERS = 6
 _TAKEN_HEADERS = ("authorization", "cookie", "convmem-visitor", "convmem-identity", "conversation-revision", "host", "idempotency-key")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 §5.6.2; a cookie's name is one too (RFC 6265 §4.1.1)
 _SESSION_SOURCES = {"header": re.compile(""), "query:": _TOKEN, "path:": re.compile(r"/[^{}]*\{[A-Za-z_][A-Za-z0-9_]*\}[^{}]*")}
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[1-9][0-9]{0,4})?")
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _HOST = re.compile(r"(?!.{254})(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*")
 
 
@@ -160,6 +162,17 @@ def _session_sources(value: object) -> tuple[str, ...]:
     return sources
 
 
+def _origins(value: object) -> tuple[str, ...]:
+    if _or_none(value) is None:
+        return ()
+    origins = tuple(_text(item).removesuffix("/").lower() for item in split_list(value))
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin):
+            msg = f"holds {shown(origin)}; use origins, a scheme and a host each, such as https://app.example"
+            raise ValueError(msg)
+    return tuple(origin.removesuffix(_DEFAULT_PORTS[origin.partition(":")[0]]) for origin in origins)
+
+
 def _state_key(name: str) -> str:
     if name and (not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_")):
         msg = f"is {shown(name)}; use a name such as conversation, for request.state.conversation, or an empty text for none"
@@ -182,6 +195,7 @@ FieldName = Annotated[str, BeforeValidator(_text), AfterValidator(_session_heade
 CookieName = Annotated[str, BeforeValidator(_text), AfterValidator(_cookie_name)]
 CookiePath = Annotated[str, BeforeValidator(_text), AfterValidator(_cookie_path)]
 CookieDomain = Annotated[str | None, BeforeValidator(_or_none), AfterValidator(_cookie_domain)]
+Origins = Annotated[tuple[str, ...], BeforeValidator(_origins)]
 StateKey = Annotated[str, BeforeValidator(_text), AfterValidator(_state_key)]
 Namespace = Annotated[str, BeforeValidator(_text), AfterValidator(_namespace)]
 Choice = BeforeValidator(_choice)

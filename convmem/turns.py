@@ -102,7 +102,8 @@ class Ledger:
             task.exception()
 
     async def drain(self, seconds: float) -> None:
-        """Wait until no write is under way, at most so long."""
+        """Wait until no turn is open and no write is under way, for each at most so long."""
+        await self.turnstile.rest(seconds)
         here = asyncio.get_running_loop()
         tasks = [task for task in self._under_way if task.get_loop() is here]
         if tasks:
@@ -252,7 +253,7 @@ class Turn:
             TurnClosed: The turn has ended.
         """
         if self.ended:
-            msg = "This turn has ended; append in `async with conversation.turn():`, which opens another one."
+            msg = "No turn is open here; append in `async with conversation.turn():`, which opens one."
             raise TurnClosed(msg)
         with self._staging:
             self._stage(said, limited=limited, pins=pins)
@@ -324,7 +325,7 @@ class Turn:
     async def reset(self) -> None:
         """Take the whole history out of sight; it stays in the log. What was appended and not saved comes after. Errors as in `save`."""
         if self.ended:
-            msg = "This turn has ended; clear the conversation in `async with conversation.turn():`, which opens another one."
+            msg = "No turn is open here; clear the conversation in `async with conversation.turn():`, which opens one."
             raise TurnClosed(msg)
         await self.ledger.finish(self._locked(self._reset()))
 
@@ -337,6 +338,10 @@ class Turn:
         self.log, self.head = Log(), Head()
         self._end_now()
         return existed
+
+    def stay_closed(self) -> None:
+        """Be read only: what is appended needs another turn."""
+        self._end_now()
 
     def detach(self) -> None:
         """Store nothing from now on: the store is down, and the app goes on without it."""

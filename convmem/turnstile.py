@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from convmem.exceptions import ConversationBusy
@@ -33,6 +34,7 @@ class Turnstile:
         """Allow this many to wait for one conversation."""
         self._max_waiting = max_waiting
         self._passages: dict[tuple[str, str, str], _Passage] = {}
+        self._awaiting_rest: list[asyncio.Future[None]] = []
 
     def occupied(self, key: SessionKey) -> bool:
         """Return whether a turn of this conversation is inside."""
@@ -79,12 +81,30 @@ class Turnstile:
                 loop.call_soon_threadsafe(self._hand_over, key, waiting)
             return
         del self._passages[key.path]
+        if not self._passages:
+            resting, self._awaiting_rest = self._awaiting_rest, []
+            for waiting in resting:
+                with suppress(RuntimeError):  # its loop is closed
+                    waiting.get_loop().call_soon_threadsafe(_wake, waiting)
+
+    async def rest(self, seconds: float) -> None:
+        """Wait until nobody is inside, at most so long."""
+        if not self._passages:
+            return
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._awaiting_rest.append(waiting)
+        await asyncio.wait([waiting], timeout=seconds)
 
     def _hand_over(self, key: SessionKey, waiting: asyncio.Future[None]) -> None:
         if waiting.done():
             self.leave(key)
         else:
             waiting.set_result(None)
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from convmem.exceptions import ConversationNotLoaded, ConvmemError, StoreUnavailable
+from convmem.exceptions import ConversationBusy, ConversationNotLoaded, ConvmemError, StoreUnavailable
 from convmem.keys import SessionKey
 from convmem.messages import Message
 from convmem.recording import Recording
@@ -34,8 +35,19 @@ class Gate(Protocol):
     def degrades(self) -> bool:
         """Whether the app goes on without memory while the store is down."""
 
-    async def leave(self) -> None:
-        """End the request's turn if its client has left: a framework may run background tasks before anything else ends it."""
+    @property
+    def takes_turns(self) -> bool:
+        """Whether messages are appended only inside ``async with conversation.turn():``, as on a WebSocket."""
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether the client of a WebSocket has left, so that a turn that breaks off keeps what was appended."""
+
+    async def before_turn(self) -> None:
+        """Make way for a turn of its own: end the request's if its client has left; forget that loading failed at a handshake."""
+
+    async def begin(self, key: SessionKey) -> Turn:
+        """Return a turn of its own on that conversation, begun."""
 
     async def load(self, owner: str | None, session_id: str | None) -> Turn:
         """Resolve, load, and take the lease where the route takes one."""
@@ -62,6 +74,7 @@ class Work:
         self.degraded = False
         self.within = within
         self._failure: ConvmemError | None = None
+        self._opening = False
 
     # Using it
 
@@ -124,6 +137,39 @@ class Work:
             return self.gate.issue_session_id
         return None if self.within is None else self.within.issue_session_id
 
+    async def open(self) -> None:
+        """Begin a turn of its own, after the one before has ended.
+
+        Raises:
+            ConversationBusy: Another turn is still running; `own_turn` is True when it is this work's own, or the one it runs within.
+        """
+        if self._opening:
+            raise ConversationBusy(own_turn=True)
+        self._opening = True
+        try:
+            if self.gate is not None:
+                await self.gate.before_turn()
+            before = self.used
+            if not before.ended or (self.within is not None and self.within.runs(before.key, self.ledger.store)):
+                raise ConversationBusy(own_turn=True)
+            self.degraded = False
+            turn = await self._begun(before.key)
+        finally:
+            self._opening = False
+        self.turn, self.recordings, self._failure = turn, [], None
+
+    async def _begun(self, key: SessionKey) -> Turn:
+        if self.gate is not None:
+            return await self.gate.begin(key)
+        turn = Turn(self.ledger, key)
+        await turn.begin()
+        return turn
+
+    @property
+    def between_turns(self) -> bool:
+        """Whether this is the work of a WebSocket on which no turn is open."""
+        return self.gate is not None and self.gate.takes_turns and (self.turn is None or self.turn.ended) and not self._opening
+
     # Recording
 
     @property
@@ -170,6 +216,26 @@ class Work:
             await self.interrupt()
         elif self.turn is not None:
             await self.turn.close()
+
+    async def conclude(self) -> None:
+        """End a turn of its own as `finish` does; where the app goes on without memory, a store that is down is no error."""
+        try:
+            await self.finish()
+        except StoreUnavailable as error:
+            if self.gate is None or not (self.gate.takes_turns and self.gate.degrades):
+                raise
+            await self.abandon()
+            logger.warning("the store is down; this turn is not stored: %s", error)
+            self.degraded = True
+
+    async def end_broken(self, error: BaseException) -> None:
+        """End a turn of its own whose block raised. That error is the one to be seen: one of ours on top of it is only logged."""
+        hung_up = self.gate is not None and self.gate.hung_up
+        try:
+            await (self.interrupt() if hung_up or isinstance(error, asyncio.CancelledError) else self.break_off())
+        except ConvmemError as failure:
+            await self.abandon()
+            logger.error("an interrupted turn could not be stored: %s", failure)  # noqa: TRY400 - the block's error is being raised
 
     async def interrupt(self) -> None:
         """End the turn with everything appended and recorded so far; it reads as interrupted."""

@@ -6,7 +6,8 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Self
 
 import pytest
 import pytest_asyncio
@@ -118,34 +119,62 @@ class Client:
             user: Whom the gateway has authenticated; None is nobody.
             leave: Set it, and the client is gone.
         """
-        fields = {**({"x-user": user} if user else {}), **(headers or {})}
-        if self.cookies and "cookie" not in fields:
-            fields["cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
-        scope: Scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "method": method,
-            "scheme": "http",
-            "path": path,
-            "raw_path": path.encode(),
-            "root_path": root_path,
-            "query_string": query.encode(),
-            "headers": [(name.encode(), value.encode("latin-1")) for name, value in fields.items()],
-        }
-        if self.state is not None:
-            scope["state"] = self.state
+        scope = {**self._scope("http", path, user, headers, query), "method": method, "root_path": root_path}
         answer = Answer(scope=scope)
         wire = _Wire(self, answer, method, text, leave or asyncio.Event())
         try:
             await self.app(scope, wire.receive, wire.send)
         except Exception as error:  # noqa: BLE001 - a server logs it
             answer.raised = error
-        for name, value in answer.headers:
+        self.keep_cookies(answer.headers)
+        return answer
+
+    def socket(
+        self,
+        path: str = "/ws",
+        *,
+        user: str | None = "ada",
+        headers: Mapping[str, str] | None = None,
+        query: str = "",
+        scheme: str = "ws",
+        extensions: Mapping[str, Any] | None = MappingProxyType({"websocket.http.response": {}}),
+        tells_who_is_gone: bool = True,
+    ) -> Socket:
+        """Return a WebSocket, to be opened by ``async with``.
+
+        Args:
+            extensions: What the server offers; None: it says nothing about it.
+            tells_who_is_gone: Whether sending to a client that has left raises, as uvicorn does, or is silent, as hypercorn is.
+        """
+        scope = {**self._scope("websocket", path, user, headers, query), "scheme": scheme, "subprotocols": []}
+        if extensions is not None:
+            scope["extensions"] = dict(extensions)
+        return Socket(self, scope, tells_who_is_gone=tells_who_is_gone)
+
+    def keep_cookies(self, headers: list[tuple[str, str]]) -> None:
+        for name, value in headers:
             if name == "set-cookie":
                 pair = value.partition(";")[0]
                 self.cookies[pair.partition("=")[0]] = pair.partition("=")[2]
-        return answer
+
+    def _scope(self, kind: str, path: str, user: str | None, headers: Mapping[str, str] | None, query: str) -> Scope:
+        fields = {**({"x-user": user} if user else {}), **(headers or {})}
+        if self.cookies and "cookie" not in fields:
+            fields["cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
+        scope: Scope = {
+            "type": kind,
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": query.encode(),
+            "headers": [(name.encode(), value.encode("latin-1")) for name, value in fields.items()],
+        }
+        if self.state is not None:
+            scope["state"] = self.state
+        return scope
 
 
 class _Wire:
@@ -208,6 +237,113 @@ class _Wire:
         self.answer.seen.append(what)
         if self.client.journal is not None:
             self.client.journal.append(what)
+
+
+class Socket:
+    """One WebSocket and its client, which leaves at the end of the block if it is still there.
+
+    Attributes:
+        handshake: The answer to the handshake: 101 when it was accepted, else what refused it.
+        code: With which the server closed it; 0 while it has not.
+        raised: What came out of the app, which a server logs.
+    """
+
+    def __init__(self, client: Client, scope: Scope, *, tells_who_is_gone: bool) -> None:
+        self.client, self.scope, self.tells_who_is_gone = client, scope, tells_who_is_gone
+        self.handshake = Answer(scope=scope)
+        self.code, self.reason = 0, ""
+        self.raised: BaseException | None = None
+        self.left = False
+        self._answered = asyncio.Event()
+        self._said: asyncio.Queue[Event] = asyncio.Queue()
+        self._heard: asyncio.Queue[str | None] = asyncio.Queue()
+        self._app: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._said.put_nowait({"type": "websocket.connect"})
+        self._app = asyncio.create_task(self._run())
+        async with asyncio.timeout(10):
+            await self._answered.wait()
+        self.client.keep_cookies(self.handshake.headers)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.leave()
+
+    @property
+    def accepted(self) -> bool:
+        return self.handshake.status == 101
+
+    def say(self, text: str) -> None:
+        """Send a message to the app."""
+        self._said.put_nowait({"type": "websocket.receive", "text": text})
+
+    async def hear(self) -> str | None:
+        """Return the next message of the app; None when the connection is over."""
+        async with asyncio.timeout(10):
+            return await self._heard.get()
+
+    async def ask(self, text: str) -> str | None:
+        self.say(text)
+        return await self.hear()
+
+    def hang_up(self, code: int = 1006) -> None:
+        """Leave, and do not wait until the app is done."""
+        if not self.left:
+            self.left = True
+            self._said.put_nowait({"type": "websocket.disconnect", "code": code})
+
+    async def leave(self, code: int = 1000) -> None:
+        """Leave, and wait until the app is done."""
+        self.hang_up(code)
+        await self.over()
+
+    async def over(self) -> None:
+        """Wait until the app is done."""
+        assert self._app is not None
+        async with asyncio.timeout(10):
+            await asyncio.wait([self._app])
+
+    def cancel(self) -> None:
+        """Cancel the app, as a server does that shuts down."""
+        assert self._app is not None
+        self._app.cancel()
+
+    async def _run(self) -> None:
+        try:
+            await self.client.app(self.scope, self._said.get, self._send)
+        except BaseException as error:  # noqa: BLE001 - a server logs it
+            self.raised = error
+        finally:
+            self._heard.put_nowait(None)
+            self._answered.set()
+
+    async def _send(self, event: Event) -> None:
+        kind, answer = event["type"], self.handshake
+        if self.left:
+            if self.tells_who_is_gone:
+                raise OSError("the client is gone")
+            return
+        assert not self.code, f"{kind} came after the close"
+        if kind in ("websocket.accept", "websocket.http.response.start"):
+            assert not answer.status, "the handshake was answered twice"
+            answer.status = event.get("status", 101)
+            answer.headers = [(name.decode().lower(), value.decode("latin-1")) for name, value in event.get("headers", ())]
+            if kind == "websocket.accept":
+                self._answered.set()
+        elif kind == "websocket.http.response.body":
+            answer.chunks.append(event.get("body", b""))
+            answer.whole = not event.get("more_body", False)
+            self._answered.set()
+        elif kind == "websocket.close":
+            self.code, self.reason = event.get("code", 1000), event.get("reason") or ""
+            answer.status = answer.status or 403  # as servers do
+            self._answered.set()
+            self._heard.put_nowait(None)
+        else:
+            assert kind == "websocket.send"
+            assert self.accepted
+            self._heard.put_nowait(event["text"])
 
 
 class World:

@@ -11,7 +11,6 @@ from convmem import (
     HistoryLost,
     InvalidIdentity,
     Message,
-    NoConversation,
     SessionKey,
     SQLiteStore,
     TurnClosed,
@@ -247,9 +246,3 @@ async def test_an_id_is_issued_by_the_request_around_an_opened_conversation(memo
 
     client = memory_world.serve(app_of(handler), settings=asgi_client.quick(client_ids="issued"))
     assert (await client.post()).data == 64
-
-
-async def test_a_websocket_is_told_that_it_has_no_conversation_of_its_own():
-    """Not to add a middleware that is there."""
-    with pytest.raises(NoConversation, match=r"WebSockets have no conversation .* open_conversation"):
-        await get_conversation({"type": "websocket", "path": "/chat"})  # type: ignore[arg-type]

@@ -1,7 +1,9 @@
 """What can be constructed comes back exactly, and what cannot be stored is refused with the name of the field."""
 
+import copy
 import json
 import math
+import pickle
 from datetime import UTC, datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 
@@ -191,6 +193,35 @@ def test_a_damaged_body_is_one_kind_of_error(body):
     """The rest of the conversation loads, whatever the damage."""
     with pytest.raises(ValueError, match=r".*"):
         decode_messages(body)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("role", "robot"), ("role", ["user"]), ("content", 5), ("content", None), ("content", [5]), ("id", 1), ("id", None), ("name", 3),
+        ("tool_call_id", True), ("created_at", "2026-01-01T00:00:00"), ("created_at", 3), ("created_at", "today"), ("metadata", []),
+        ("extras", "x"), ("tool_calls", [{"id": 1, "name": "f", "arguments": {}}]), ("tool_calls", {"id": "1"}), ("tool_calls", 3),
+    ],
+)  # fmt: skip
+def test_a_damaged_field_is_the_same_kind_of_error(field, value):
+    """What was valid when it was stored is not validated anew; what cannot have been valid is refused all the same."""
+    document = {"role": "user", "content": "x", "id": "1", "created_at": "2026-01-01T00:00:00+00:00", field: value}
+    with pytest.raises(ValueError, match=r"not a list of messages|isoformat"):
+        decode_messages(json.dumps([document]).encode())
+
+
+@given(messages)
+def test_a_message_from_a_store_is_a_message_like_any_other(message):
+    """It is built without validation: nothing that pydantic keeps for its own use may be missing."""
+    (restored,) = back(message)
+    for stored in (restored, copy.copy(restored), copy.deepcopy(restored), pickle.loads(pickle.dumps(restored))):
+        assert stored == message
+        assert [name for name, _ in stored] == [name for name, _ in message]
+        assert (stored.state, stored.archived) == ("complete", False)
+    assert restored.in_state("running").in_archive().state == "running"
+    assert Message(**dict(restored)) == restored
+    with pytest.raises(ValidationError):
+        restored.role = "tool"  # type: ignore[misc]
 
 
 def test_a_message_is_frozen_and_forbids_what_it_does_not_know():

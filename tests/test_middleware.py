@@ -76,7 +76,7 @@ class TestRoutes:
             pass
 
         options = {"type": "http", "method": "OPTIONS", "path": "/chat"}
-        for scope in ({"type": "websocket", "path": "/chat"}, {"type": "webtransport"}, options):
+        for scope in ({"type": "webtransport"}, options):
             before = dict(scope)
             await client.app(scope, receive, send)
             assert seen.pop() == (scope, receive, send)
@@ -728,7 +728,7 @@ class TestDeferred:
 
         answer = await world.serve(app_of(handler)).post()
         assert answer.data[0] == "TurnClosed"
-        assert "call load() first" in answer.data[1]
+        assert "call load() before it" in answer.data[1]
         assert await world.texts() == []
         assert await world.texts(other) == ["user: moved"]
 

@@ -122,3 +122,19 @@ async def test_waiters_may_be_in_different_event_loops():
     await asyncio.to_thread(thread.join, 5)
     assert entered.is_set()
     assert not turnstile.occupied(KEY)
+
+
+async def test_rest_comes_when_the_last_one_has_left_and_is_waited_for_no_longer_than_asked():
+    """A shutdown waits for turns at work, and not for ever."""
+    turnstile = Turnstile(8)
+    await asyncio.wait_for(turnstile.rest(5), 1)
+    await turnstile.enter(KEY, 0)
+    await turnstile.enter(OTHER, 0)
+    await turnstile.rest(0.05)
+    resting = asyncio.create_task(turnstile.rest(5))
+    await asyncio.sleep(0)
+    turnstile.leave(KEY)
+    await asyncio.sleep(0.05)
+    assert not resting.done()
+    turnstile.leave(OTHER)
+    await asyncio.wait_for(resting, 1)

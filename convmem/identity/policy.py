@@ -19,11 +19,10 @@ from convmem.identity.resolvers import (
     from_visitor,
     header_name,
 )
+from convmem.identity.sites import SameSite, parse_origin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from convmem.identity.sites import SameSite
 
 _COOKIE_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _COOKIE_PATH = re.compile(r"/[\x21-\x3a\x3c-\x7e]*")
@@ -121,6 +120,7 @@ class IdentityPolicy:
         client_ids: ``own``, an owner may name new conversations, or ``issued``, only ids that were handed out.
         visitor: The token's cookie and header.
         resolvers: The app's own; they run first.
+        websocket_origins: Origins besides the app's own whose pages may open WebSockets: ``CONVMEM_WEBSOCKET_ORIGINS``.
 
     Raises:
         ConfigurationError: A value is not one of these; the message names the setting.
@@ -133,6 +133,7 @@ class IdentityPolicy:
     client_ids: Literal["own", "issued"] = "own"
     visitor: VisitorPolicy = field(default_factory=VisitorPolicy)
     resolvers: Sequence[Resolver] = ()
+    websocket_origins: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Refuse what no request could be resolved by."""
@@ -151,6 +152,10 @@ class IdentityPolicy:
             msg = "CONVMEM_TRUST_SESSION_HEADER is on, but no header is read; add header to CONVMEM_SESSION_FROM."
             raise ConfigurationError(msg)
         self.session_resolvers()
+        for origin in self.websocket_origins:
+            if parse_origin(origin) != origin:
+                msg = f"CONVMEM_WEBSOCKET_ORIGINS names {origin!r}; an origin is a scheme and a host, such as https://app.example."
+                raise ConfigurationError(msg)
 
     def owner_resolvers(self) -> tuple[Resolver, ...]:
         """Return the resolvers in the order in which they fill the owner, the app's own first."""

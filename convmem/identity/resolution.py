@@ -6,10 +6,18 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from convmem.exceptions import ConvmemError, CrossSite, IdentityOrderError, InvalidIdentity, PrincipalConflict, SessionNotTrusted
+from convmem.exceptions import (
+    ConvmemError,
+    CrossSite,
+    ForeignOrigin,
+    IdentityOrderError,
+    InvalidIdentity,
+    PrincipalConflict,
+    SessionNotTrusted,
+)
 from convmem.identity.resolvers import ClientSource, FromHeader, FromUser, FromVisitor, Identity, Resolver, header_name, user_of
 from convmem.identity.session_ids import is_issued
-from convmem.identity.sites import is_own_site, withholds_cookie
+from convmem.identity.sites import is_foreign_origin, is_own_site, withholds_cookie
 from convmem.identity.visitor import Rejection, TokenStatus, Visit, Visitors, new_visitor_id
 from convmem.keys import DEFAULT_SESSION, SessionKey
 
@@ -203,6 +211,16 @@ class IdentityReader:
         if session_id == DEFAULT_SESSION:
             return None
         return self._refusal(scope, _Claim(None, "none", session_id, in_session_header=False, tenant=resolved.tenant, visit=resolved.visit))
+
+    def refuses_origin(self, scope: Scope) -> ForeignOrigin | None:
+        """Return why a WebSocket may not use any conversation, because of the page that opened it; None when it may."""
+        if not is_foreign_origin(scope, self._policy.websocket_origins):
+            return None
+        return ForeignOrigin(
+            "A page of another origin opened this WebSocket, and could read what the browser's user said: open it from a page of this "
+            "origin, or name the page's origin in CONVMEM_WEBSOCKET_ORIGINS, such as https://app.example. Behind a proxy, have it pass the "
+            "Host header on."
+        )
 
     async def _read(self, scope: Scope) -> Resolved:
         claim = await self._claim(scope)

@@ -238,4 +238,4 @@ def _signed(key_id: str, visitor_id: str, issued_at: int) -> tuple[bytes, ...]:
 
 
 def _cookie_over(scope: Scope) -> Carrier:
-    return "cookie over https" if scope.get("scheme") == "https" else "cookie"
+    return "cookie over https" if scope.get("scheme") in ("https", "wss") else "cookie"

@@ -249,18 +249,30 @@ class Appended:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One conversation in a list."""
+    """One conversation in a list.
 
-    session_id: str
+    Attributes:
+        key: Its address.
+        turns: How many are visible.
+        expired: Whether it outlived its TTL; only a walk over several owners shows such.
+    """
+
+    key: SessionKey
     turns: int
     created_at: datetime
     updated_at: datetime
     revision: str
+    expired: bool = False
+
+    @property
+    def session_id(self) -> str:
+        """Which of its owner's conversations it is."""
+        return self.key.session_id
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Conversations, the last written first.
+    """Conversations: an owner's with the last written first, several owners' in no promised order.
 
     Attributes:
         after: Hand this to the next call for the following page; None when this is the last.
@@ -308,6 +320,7 @@ class Store(ABC):
         *,
         turns: int | None = None,
         messages: int | None = None,
+        before: int | None = None,
         turn: str | None = None,
         lease: Lease | None = None,
     ) -> Log:
@@ -321,6 +334,8 @@ class Store(ABC):
             key: The conversation.
             turns: At most this many turns, 0 or more; None means no such limit.
             messages: At most as many turns as it takes to hold this many messages; None means no such limit.
+            before: Only entries at positions before this one, for the page in front of one whose first entry stands there;
+                None starts at the head. `Log.head` is the log's all the same: compare it with that of the page after.
             turn: Look this turn up, first of all.
             lease: Take the lease, in the same step: when nobody holds it, when it ran out by the store's clock, or when it
                 has this very token (a load repeated after an unknown outcome). Not taken when the turn looked up is
@@ -368,27 +383,46 @@ class Store(ABC):
         """End the lease with this token; do nothing when another holds the conversation, or nobody."""
 
     @abstractmethod
-    async def list(self, owner: str, *, tenant: str = "", after: str | None = None, limit: int = 50) -> Page:
+    async def list(
+        self,
+        owner: str | None,
+        *,
+        tenant: str | None = "",
+        after: str | None = None,
+        limit: int = 50,
+        written_before: datetime | None = None,
+    ) -> Page:
         """Return an owner's conversations, the last written first; absent, deleted and expired ones are not among them.
 
         A conversation written while somebody pages moves to the front: no page shows it twice, a later page may not show it.
 
+        With None for the owner it is a walk, for housekeeping: through a tenant, or with None for the tenant as well through
+        the whole store. It has no promised order, shows each conversation that is there throughout at least once, expired
+        ones too, and never what convmem keeps at a reserved address. A page may hold few items, or none, before the last.
+
         Args:
-            owner: In the form of `SessionKey.owner`.
-            tenant: As in the key.
+            owner: In the form of `SessionKey.owner`; None for every owner's.
+            tenant: As in the key; None for every tenant's, of every owner.
             after: `Page.after` of the page before; None starts at the front.
             limit: At most this many, 1 or more.
+            written_before: Only those whose newest entry was stored before this moment, by the store's clock.
 
         Raises:
-            ValueError: `after` is not from `Page.after`.
+            ValueError: `after` is not from `Page.after` of such a list, or an owner is given without a tenant.
         """
 
     @abstractmethod
-    async def delete(self, key: SessionKey) -> bool:
+    async def delete(self, key: SessionKey, *, at: Head | None = None) -> bool:
         """End this life of a conversation; return whether there was one.
 
         Its entries are removed, its lease ends, and a tombstone stays, also when there was nothing to delete: a new random
         mark, and every epoch ended so far. It outlives the next life and is kept for `TOMBSTONE_LIFE`.
+
+        Args:
+            key: The conversation.
+            at: Delete only if the log still ends at this head (epoch, n and id are compared); else nothing happens, and the
+                answer is False. For housekeeping that must not remove what was written since it looked. An expired
+                conversation is there in this sense, and the answer is whether it was removed.
         """
 
     @abstractmethod
@@ -471,6 +505,44 @@ def page_cursor(updated: float, session_id: str) -> str:
         session_id: Its id, which breaks a tie.
     """
     return urlsafe_b64encode(f"{updated!r} {session_id}".encode()).decode()
+
+
+def key_of_owner(owner: str, tenant: str | None) -> SessionKey:
+    """Return a key of this owner, for its path.
+
+    Raises:
+        ValueError: There is no tenant: only a walk goes through all of them.
+    """
+    if tenant is None:
+        msg = "tenant=None goes through every tenant, and only with None for the owner too; name the owner's tenant."
+        raise ValueError(msg)
+    return SessionKey(owner, tenant=tenant)
+
+
+def path_of_tenant(tenant: str) -> str:
+    """Return a tenant as it stands in `SessionKey.path`."""
+    return SessionKey.for_user("-", tenant=tenant).path[0]
+
+
+def walk_cursor(key: SessionKey) -> str:
+    """Return `Page.after` for the last conversation of a page of a walk that goes by address."""
+    return urlsafe_b64encode(" ".join(key.path).encode()).decode()
+
+
+def read_walk_cursor(after: str | None) -> tuple[str, str, str] | None:
+    """Return the path of the key `walk_cursor` was given; None for None.
+
+    Raises:
+        ValueError: This is not one of its cursors.
+    """
+    if after is None:
+        return None
+    try:
+        tenant, owner, session = urlsafe_b64decode(after.encode()).decode("ascii").split(" ")
+    except ValueError as error:
+        msg = "after is not a cursor of a walk through conversations."
+        raise ValueError(msg) from error
+    return tenant, owner, session
 
 
 def read_page_cursor(after: str | None) -> tuple[float, str] | None:

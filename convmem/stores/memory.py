@@ -8,13 +8,14 @@ import platform
 import threading
 import time
 import warnings
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from typing import ClassVar, Literal
 
 from convmem.identifiers import new_token
-from convmem.keys import SessionKey
+from convmem.keys import RESERVED_OWNER, SessionKey
 from convmem.stores.base import (
     TOMBSTONE_LIFE,
     Appended,
@@ -32,9 +33,13 @@ from convmem.stores.base import (
     Store,
     StoredEntry,
     decide,
+    key_of_owner,
     newest_turns,
     page_cursor,
+    path_of_tenant,
     read_page_cursor,
+    read_walk_cursor,
+    walk_cursor,
 )
 
 
@@ -66,6 +71,9 @@ class _Conversation:
     def expired(self, now: float) -> bool:
         return self.expires is not None and now >= self.expires
 
+    def present(self) -> Head:
+        return self.head if self.head.epoch else Head(id=self.mark)
+
     def id_at(self, n: int) -> str | None:
         return self.log[n - 1].entry.id if 1 <= n <= len(self.log) else None
 
@@ -95,6 +103,7 @@ class MemoryStore(Store):
         *,
         turns: int | None = None,
         messages: int | None = None,
+        before: int | None = None,
         turn: str | None = None,
         lease: Lease | None = None,
     ) -> Log:
@@ -116,11 +125,11 @@ class MemoryStore(Store):
             if row.expired(now):
                 head = Head(row.head.epoch, row.head.n, row.head.id, 0, row.head.n)
                 return Log(head, (), (), holder, found, expired=True, deleted_at=deleted_at, ended=ended)
-            entries = newest_turns((s for s in reversed(row.log) if row.visible(s.n)), turns, messages)
-            first = entries[0].n if entries else row.head.n + 1
+            end = row.head.n + 1 if before is None else before
+            entries = newest_turns((s for s in reversed(row.log[: max(end - 1, 0)]) if row.visible(s.n)), turns, messages)
+            first = entries[0].n if entries else end
             pinned = tuple(row.log[n - 1] for n in row.head.pinned if n < first and row.visible(n))
-            head = row.head if row.head.epoch else Head(id=row.mark)
-            return Log(head, entries, pinned, holder, found, deleted_at=deleted_at, ended=ended)
+            return Log(row.present(), entries, pinned, holder, found, deleted_at=deleted_at, ended=ended)
 
     async def append(self, key: SessionKey, after: Head, entry: Entry, *, ttl: timedelta | None = None, release: bool = False) -> Appended:
         """See `Store.append`."""
@@ -136,7 +145,7 @@ class MemoryStore(Store):
                 if release:
                     self._let_go(key, row, entry.token)
                 return Appended(outcome, entry.head_at(after.n + 1))
-            return Appended(outcome, row.head if row.head.epoch else Head(id=row.mark))
+            return Appended(outcome, row.present())
 
     def _store(self, row: _Conversation, n: int, entry: Entry, now: float, ttl: timedelta | None) -> None:
         if not row.head.epoch:
@@ -158,8 +167,7 @@ class MemoryStore(Store):
             if row is None:
                 row = _Conversation()
             held = row.live_token(now)
-            present = row.head if row.head.epoch else Head(id=row.mark)
-            if held != lease.token and (held or not present.same(head)):
+            if held != lease.token and (held or not row.present().same(head)):
                 return False
             if held != lease.token:
                 row.taken = now
@@ -180,32 +188,56 @@ class MemoryStore(Store):
         if not row.token and not row.head.epoch and not row.mark:
             self._conversations.pop(key.path, None)
 
-    async def list(self, owner: str, *, tenant: str = "", after: str | None = None, limit: int = 50) -> Page:
+    async def list(
+        self,
+        owner: str | None,
+        *,
+        tenant: str | None = "",
+        after: str | None = None,
+        limit: int = 50,
+        written_before: datetime | None = None,
+    ) -> Page:
         """See `Store.list`."""
-        beyond = read_page_cursor(after)
-        tenant_path, owner_path, _ = SessionKey(owner, tenant=tenant).path
+        until = float("inf") if written_before is None else written_before.timestamp()
+        if owner is None:
+            return self._walk(None if tenant is None else path_of_tenant(tenant), after, limit, until)
+        key, beyond = key_of_owner(owner, tenant), read_page_cursor(after)
         with self._lock:
             now = time.time()
             found: list[tuple[float, str, _Conversation]] = []
             for (of_tenant, of_owner, session), row in self._conversations.items():
-                if (of_tenant, of_owner) != (tenant_path, owner_path) or not row.head.epoch or row.expired(now):
+                if (of_tenant, of_owner) != key.path[:2] or not row.head.epoch or row.expired(now):
                     continue
-                if beyond is None or (row.updated, session) < beyond:
+                if row.updated < until and (beyond is None or (row.updated, session) < beyond):
                     found.append((row.updated, session, row))
             found.sort(key=itemgetter(0, 1), reverse=True)
-            items = tuple(
-                Listed(session, row.head.turns, _time(row.created), _time(row.updated), row.head.revision)
-                for _, session, row in found[:limit]
-            )
+            items = tuple(_listed((*key.path[:2], session), row, now) for _, session, row in found[:limit])
             return Page(items, page_cursor(*found[limit - 1][:2]) if len(found) > limit else None)
 
-    async def delete(self, key: SessionKey) -> bool:
+    def _walk(self, tenant: str | None, after: str | None, limit: int, until: float) -> Page:
+        """Go by address: what is written meanwhile keeps its place."""
+        beyond = read_walk_cursor(after)
+        with self._lock:
+            now = time.time()
+            found = sorted(
+                path
+                for path, row in self._conversations.items()
+                if tenant in (None, path[0]) and row.head.epoch and row.updated < until and not path[1].startswith(RESERVED_OWNER)
+            )
+            rest = found if beyond is None else found[bisect_right(found, beyond) :]
+            items = tuple(_listed(path, self._conversations[path], now) for path in rest[:limit])
+            return Page(items, walk_cursor(items[-1].key) if len(rest) > limit else None)
+
+    async def delete(self, key: SessionKey, *, at: Head | None = None) -> bool:
         """See `Store.delete`."""
         with self._lock:
             now = time.time()
             self._forget(now)
-            row = self._conversations.setdefault(key.path, _Conversation())
-            existed = bool(row.head.epoch) and not row.expired(now)
+            row = self._conversations.get(key.path) or _Conversation()
+            if at is not None and not row.present().same(at):
+                return False
+            self._conversations[key.path] = row
+            existed = bool(row.head.epoch) and (at is not None or not row.expired(now))
             if row.head.epoch:
                 row.ended[row.head.epoch] = now
             row.head, row.log, row.turns, row.unseen, row.expires = Head(), [], {}, set(), None
@@ -238,6 +270,12 @@ class MemoryStore(Store):
         if why:
             msg = f"MemoryStore keeps conversations in this process alone, and {why}; set CONVMEM_STORE=sqlite:///convmem.db."
             warnings.warn(msg, ProcessLocalMemoryWarning, stacklevel=4)
+
+
+def _listed(path: tuple[str, str, str], row: _Conversation, now: float) -> Listed:
+    return Listed(
+        SessionKey.of_path(path), row.head.turns, _time(row.created), _time(row.updated), row.head.revision, expired=row.expired(now)
+    )
 
 
 def _look_up(row: _Conversation, turn: str, now: float) -> Lookup:

@@ -20,12 +20,12 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from convmem.exceptions import StoreUnavailable
 from convmem.identifiers import new_token
-from convmem.keys import SessionKey
+from convmem.keys import RESERVED_OWNER, SessionKey
 from convmem.stores.base import (
     TOMBSTONE_LIFE,
     Appended,
@@ -43,9 +43,13 @@ from convmem.stores.base import (
     Store,
     StoredEntry,
     decide,
+    key_of_owner,
     newest_turns,
     page_cursor,
+    path_of_tenant,
     read_page_cursor,
+    read_walk_cursor,
+    walk_cursor,
 )
 
 Synchronous = Literal["normal", "full", "extra"]
@@ -53,6 +57,7 @@ T = TypeVar("T")
 
 _POSITION_BITS = 32
 _ENTRY = "id, entry, turn, token, kind, closing, count, turns, start, pinned, hides, format, key_id, stored, body"
+_LISTED = "tenant, owner, session, turns, created, updated, expires, epoch, n, entry"
 _DURABILITY: dict[Synchronous, str] = {
     "normal": "a crash of the process; the last turns may be lost when the power fails (synchronous=NORMAL)",
     "full": "a crash of the process and a power failure (synchronous=FULL)",
@@ -97,11 +102,13 @@ class SQLiteStore(Store):
         *,
         turns: int | None = None,
         messages: int | None = None,
+        before: int | None = None,
         turn: str | None = None,
         lease: Lease | None = None,
     ) -> Log:
         """See `Store.load`."""
-        return await self._light("load", lambda link: _load(link, key, turns, messages, turn, lease), reads=lease is None)
+        asked = _Asked(turns, messages, before, turn, lease)
+        return await self._light("load", lambda link: _load(link, key, asked), reads=lease is None)
 
     async def append(self, key: SessionKey, after: Head, entry: Entry, *, ttl: timedelta | None = None, release: bool = False) -> Appended:
         """See `Store.append`."""
@@ -115,14 +122,26 @@ class SQLiteStore(Store):
         """See `Store.release`."""
         await self._light("release", lambda link: _release(link, key, token))
 
-    async def list(self, owner: str, *, tenant: str = "", after: str | None = None, limit: int = 50) -> Page:
+    async def list(
+        self,
+        owner: str | None,
+        *,
+        tenant: str | None = "",
+        after: str | None = None,
+        limit: int = 50,
+        written_before: datetime | None = None,
+    ) -> Page:
         """See `Store.list`."""
-        key, beyond = SessionKey(owner, tenant=tenant), read_page_cursor(after)
-        return await self._light("list", lambda link: _list(link, key, beyond, limit), reads=True)
+        until = float("inf") if written_before is None else written_before.timestamp()
+        if owner is None:
+            path, place = None if tenant is None else path_of_tenant(tenant), read_walk_cursor(after)
+            return await self._light("list", lambda link: _walk(link, path, place, limit, until), reads=True)
+        key, beyond = key_of_owner(owner, tenant), read_page_cursor(after)
+        return await self._light("list", lambda link: _list(link, key, beyond, limit, until), reads=True)
 
-    async def delete(self, key: SessionKey) -> bool:
+    async def delete(self, key: SessionKey, *, at: Head | None = None) -> bool:
         """See `Store.delete`."""
-        return await self._durable("delete", lambda link: _delete(link, key))
+        return await self._durable("delete", lambda link: _delete(link, key, at))
 
     async def check(self) -> Health:
         """See `Store.check`."""
@@ -325,11 +344,22 @@ class _Row:
             self.id = link.execute("INSERT INTO conversation (tenant, owner, session) VALUES (?, ?, ?)", key.path).lastrowid
 
 
-def _load(link: sqlite3.Connection, key: SessionKey, turns: int | None, messages: int | None, turn: str | None, lease: Lease | None) -> Log:
+class _Asked(NamedTuple):
+    """What a load was asked for."""
+
+    turns: int | None
+    messages: int | None
+    before: int | None
+    turn: str | None
+    lease: Lease | None
+
+
+def _load(link: sqlite3.Connection, key: SessionKey, asked: _Asked) -> Log:
+    lease = asked.lease
     with _reading(link) if lease is None else _writing(link):
         now = time.time()
         row = _Row(link, key)
-        found = None if turn is None else _look_up(link, row, turn, now)
+        found = None if asked.turn is None else _look_up(link, row, asked.turn, now)
         if lease and not (found and found.state == "complete") and row.live_token(now) in ("", lease.token):
             _hold(link, key, row, lease, now)
         held = row.live_token(now)
@@ -341,17 +371,18 @@ def _load(link: sqlite3.Connection, key: SessionKey, turns: int | None, messages
             return Log(head, (), (), holder, found, expired=True, deleted_at=deleted_at, ended=ended)
         if not row.head.epoch:
             return Log(row.present(), (), (), holder, found, deleted_at=deleted_at, ended=ended)
-        entries = newest_turns(_newest_first(link, row), turns, messages)
-        first = entries[0].n if entries else row.head.n + 1
+        end = row.head.n + 1 if asked.before is None else min(asked.before, row.head.n + 1)
+        entries = newest_turns(_newest_first(link, row, end), asked.turns, asked.messages)
+        first = entries[0].n if entries else end
         pinned = tuple(_pinned(link, row, first))
         return Log(row.head, entries, pinned, holder, found, deleted_at=deleted_at, ended=ended)
 
 
-def _newest_first(link: sqlite3.Connection, row: _Row) -> Iterator[StoredEntry]:
+def _newest_first(link: sqlite3.Connection, row: _Row, before: int) -> Iterator[StoredEntry]:
     """Read lazily: the caller stops when it has enough."""
     rows = link.execute(
-        f"SELECT {_ENTRY} FROM entry WHERE id > ? AND id <= ? AND visible ORDER BY id DESC",  # noqa: S608 - a constant
-        (row.position(row.head.start), row.position(row.head.n)),
+        f"SELECT {_ENTRY} FROM entry WHERE id > ? AND id < ? AND visible ORDER BY id DESC",  # noqa: S608 - a constant
+        (row.position(row.head.start), row.position(max(before, 0))),
     )
     return (_stored(row.head.epoch, columns) for columns in rows)
 
@@ -506,25 +537,47 @@ def _let_go(link: sqlite3.Connection, row: _Row, token: str) -> None:
     link.execute("DELETE FROM conversation WHERE id = ? AND token = '' AND epoch = '' AND mark = ''", (row.id,))
 
 
-def _list(link: sqlite3.Connection, key: SessionKey, beyond: tuple[float, str] | None, limit: int) -> Page:
+def _list(link: sqlite3.Connection, key: SessionKey, beyond: tuple[float, str] | None, limit: int, until: float) -> Page:
     tenant, owner, _ = key.path
     last, session = beyond or (float("inf"), "")
+    now = time.time()
     rows = link.execute(
-        "SELECT session, turns, created, updated, epoch, n, entry FROM conversation"
+        f"SELECT {_LISTED} FROM conversation"  # noqa: S608 - a constant
         " WHERE tenant = ? AND owner = ? AND epoch <> '' AND (expires IS NULL OR expires > ?) AND (updated, session) < (?, ?)"
-        " ORDER BY updated DESC, session DESC LIMIT ?",
-        (tenant, owner, time.time(), last, session, limit + 1),
+        " AND updated < ? ORDER BY updated DESC, session DESC LIMIT ?",
+        (tenant, owner, now, last, session, until, limit + 1),
     ).fetchall()
-    items = tuple(Listed(row[0], row[1], _time(row[2]), _time(row[3]), Head(row[4], row[5], row[6]).revision) for row in rows[:limit])
-    return Page(items, page_cursor(rows[limit - 1][3], rows[limit - 1][0]) if len(rows) > limit else None)
+    items = tuple(_listed(row, now) for row in rows[:limit])
+    return Page(items, page_cursor(rows[limit - 1][5], items[-1].session_id) if len(rows) > limit else None)
 
 
-def _delete(link: sqlite3.Connection, key: SessionKey) -> bool:
+def _walk(link: sqlite3.Connection, tenant: str | None, beyond: tuple[str, str, str] | None, limit: int, until: float) -> Page:
+    """Go by address, along the unique index: what is written meanwhile keeps its place."""
+    rows = link.execute(
+        f"SELECT {_LISTED} FROM conversation"  # noqa: S608 - a constant
+        " WHERE (tenant, owner, session) > (?, ?, ?) AND tenant <= ? AND epoch <> '' AND updated < ?"
+        " AND substr(owner, 1, ?) <> ? ORDER BY tenant, owner, session LIMIT ?",
+        (*(beyond or (tenant or "", "", "")), "\x7f" if tenant is None else tenant, until, len(RESERVED_OWNER), RESERVED_OWNER, limit + 1),
+    ).fetchall()
+    now = time.time()
+    items = tuple(_listed(row, now) for row in rows[:limit])
+    return Page(items, walk_cursor(items[-1].key) if len(rows) > limit else None)
+
+
+def _listed(row: tuple[Any, ...], now: float) -> Listed:
+    tenant, owner, session, turns, created, updated, expires, epoch, n, entry = row
+    key, revision = SessionKey.of_path((tenant, owner, session)), Head(epoch, n, entry).revision
+    return Listed(key, turns, _time(created), _time(updated), revision, expired=expires is not None and now >= expires)
+
+
+def _delete(link: sqlite3.Connection, key: SessionKey, at: Head | None) -> bool:
     with _writing(link):
         now = time.time()
         _forget(link, now)
         row = _Row(link, key)
-        existed = bool(row.head.epoch) and not row.expired(now)
+        if at is not None and not row.present().same(at):
+            return False
+        existed = bool(row.head.epoch) and (at is not None or not row.expired(now))
         row.claim(link, key)
         oldest = now - TOMBSTONE_LIFE.total_seconds()
         ended = {epoch: at for epoch, at in json.loads(row.ended).items() if at > oldest}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -69,12 +69,13 @@ class CountedStore(Store):
         *,
         turns: int | None = None,
         messages: int | None = None,
+        before: int | None = None,
         turn: str | None = None,
         lease: Lease | None = None,
     ) -> Log:
         """Pass it on."""
         self.calls["load"] += 1
-        return await self._store.load(key, turns=turns, messages=messages, turn=turn, lease=lease)
+        return await self._store.load(key, turns=turns, messages=messages, before=before, turn=turn, lease=lease)
 
     async def append(self, key: SessionKey, after: Head, entry: Entry, *, ttl: timedelta | None = None, release: bool = False) -> Appended:
         """Pass it on."""
@@ -91,15 +92,23 @@ class CountedStore(Store):
         self.calls["release"] += 1
         await self._store.release(key, token)
 
-    async def list(self, owner: str, *, tenant: str = "", after: str | None = None, limit: int = 50) -> Page:
+    async def list(
+        self,
+        owner: str | None,
+        *,
+        tenant: str | None = "",
+        after: str | None = None,
+        limit: int = 50,
+        written_before: datetime | None = None,
+    ) -> Page:
         """Pass it on."""
         self.calls["list"] += 1
-        return await self._store.list(owner, tenant=tenant, after=after, limit=limit)
+        return await self._store.list(owner, tenant=tenant, after=after, limit=limit, written_before=written_before)
 
-    async def delete(self, key: SessionKey) -> bool:
+    async def delete(self, key: SessionKey, *, at: Head | None = None) -> bool:
         """Pass it on."""
         self.calls["delete"] += 1
-        return await self._store.delete(key)
+        return await self._store.delete(key, at=at)
 
     async def check(self) -> Health:
         """Pass it on."""

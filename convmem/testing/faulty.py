@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import ClassVar, Literal
 
 from convmem.exceptions import StoreUnavailable
@@ -68,12 +68,13 @@ class FaultyStore(Store):
         *,
         turns: int | None = None,
         messages: int | None = None,
+        before: int | None = None,
         turn: str | None = None,
         lease: Lease | None = None,
     ) -> Log:
         """See `Store.load`."""
         async with self._call("load"):
-            return await self.store.load(key, turns=turns, messages=messages, turn=turn, lease=lease)
+            return await self.store.load(key, turns=turns, messages=messages, before=before, turn=turn, lease=lease)
 
     async def append(self, key: SessionKey, after: Head, entry: Entry, *, ttl: timedelta | None = None, release: bool = False) -> Appended:
         """See `Store.append`."""
@@ -90,15 +91,23 @@ class FaultyStore(Store):
         async with self._call("release"):
             await self.store.release(key, token)
 
-    async def list(self, owner: str, *, tenant: str = "", after: str | None = None, limit: int = 50) -> Page:
+    async def list(
+        self,
+        owner: str | None,
+        *,
+        tenant: str | None = "",
+        after: str | None = None,
+        limit: int = 50,
+        written_before: datetime | None = None,
+    ) -> Page:
         """See `Store.list`."""
         async with self._call("list"):
-            return await self.store.list(owner, tenant=tenant, after=after, limit=limit)
+            return await self.store.list(owner, tenant=tenant, after=after, limit=limit, written_before=written_before)
 
-    async def delete(self, key: SessionKey) -> bool:
+    async def delete(self, key: SessionKey, *, at: Head | None = None) -> bool:
         """See `Store.delete`."""
         async with self._call("delete"):
-            return await self.store.delete(key)
+            return await self.store.delete(key, at=at)
 
     async def check(self) -> Health:
         """See `Store.check`; where, how durable and which software are those of the store inside."""

@@ -137,8 +137,8 @@ def addressing(fold: Callable[[SessionKey], SessionKey]) -> type[Bent]:
         async def append(self, key, after, entry, **asked):
             return await super().append(fold(key), after, entry, **asked)
 
-        async def delete(self, key):
-            return await super().delete(fold(key))
+        async def delete(self, key, **asked):
+            return await super().delete(fold(key), **asked)
 
     return Store
 
@@ -169,9 +169,9 @@ def deleting(change: Callable[[_Conversation, _Conversation], None]) -> type[Ben
     """Do something more after a delete; the last argument is the row as it was before."""
 
     class Store(Bent):
-        async def delete(self, key):
+        async def delete(self, key, **asked):
             before = replace(self.row(key), ended=dict(self.row(key).ended))
-            existed = await super().delete(key)
+            existed = await super().delete(key, **asked)
             change(self.row(key), before)
             return existed
 

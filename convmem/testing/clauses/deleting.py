@@ -6,7 +6,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 from convmem.stores.base import Head, Holder, Lease, Outcome, Store
-from convmem.testing.writer import LONG, Writer
+from convmem.testing.writer import LONG, PAST_SHORT, SHORT, Writer
 
 
 class DeletingClauses:
@@ -149,6 +149,39 @@ class DeletingClauses:
         await writer.load()
         await writer.append()
         assert (await store.load(writer.key)).ended == epochs
+
+    async def test_a_delete_at_a_head_spares_what_was_written_since(self, store: Store) -> None:
+        """A job found it idle; its owner wrote before the job came to delete: a moved log is left alone, and no mark is set."""
+        writer = Writer(store)
+        await writer.append()
+        idle = writer.head
+        await writer.append()
+        assert not await store.delete(writer.key, at=idle)
+        assert (await store.load(writer.key)).deleted_at is None
+        await writer.append()
+        assert await store.delete(writer.key, at=writer.head)
+        assert await writer.visible() == ()
+        assert not await store.delete(writer.key, at=writer.head)
+
+    async def test_a_delete_at_a_head_knows_another_life(self, store: Store) -> None:
+        """The same position of the next life is not what was looked at."""
+        writer = Writer(store)
+        await writer.append()
+        old = writer.head
+        await store.delete(writer.key)
+        await writer.load()
+        await writer.append()
+        assert not await store.delete(writer.key, at=old)
+        assert len(await writer.visible()) == 1
+
+    async def test_a_delete_at_a_head_removes_what_expired(self, store: Store) -> None:
+        """What no reader sees still takes room: housekeeping removes it, and is told that it did."""
+        writer = Writer(store)
+        await writer.append(ttl=SHORT)
+        await asyncio.sleep(PAST_SHORT)
+        assert await store.delete(writer.key, at=writer.head)
+        log = await store.load(writer.key)
+        assert (log.expired, log.head.epoch) == (False, "")
 
     async def test_writers_and_a_delete_at_once_leave_no_remains(self, store: Store) -> None:
         """Whoever comes before the delete is removed by it, whoever comes after is told so; nothing survives it."""

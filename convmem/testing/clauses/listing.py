@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -28,6 +29,19 @@ async def _pages(store: Store, owner: str, limit: int) -> list[list[str]]:
         after = page.after
         if after is None:
             return pages
+
+
+async def _walk(
+    store: Store, tenant: str | None, limit: int = 50, written_before: datetime | None = None
+) -> AsyncIterator[tuple[SessionKey, bool]]:
+    after = None
+    while True:
+        page = await store.list(None, tenant=tenant, after=after, limit=limit, written_before=written_before)
+        for item in page.items:
+            yield item.key, item.expired
+        after = page.after
+        if after is None:
+            return
 
 
 class ListingClauses:
@@ -111,6 +125,78 @@ class ListingClauses:
         await expired.load()
         await expired.append(ttl=LONG)
         assert [item.session_id for item in (await store.list(owner)).items] == ["expired", "kept"]
+
+    async def test_only_what_was_written_before_a_moment_is_listed(self, store: Store) -> None:
+        """A retention job asks for the idle ones: what was written since must not be among what it deletes."""
+        owner = fresh_key().owner
+        await _fill(store, owner, "idle", "idler")
+        moment = (await store.list(owner, limit=1)).items[0].updated_at + timedelta(milliseconds=1)
+        await asyncio.sleep(0.005)
+        await _fill(store, owner, "busy")
+        assert [item.session_id for item in (await store.list(owner, written_before=moment)).items] == ["idler", "idle"]
+        walked = {key async for key, _ in _walk(store, "", limit=2, written_before=moment)}
+        assert {key.session_id for key in walked if key.owner == owner} == {"idle", "idler"}
+
+    async def test_a_walk_goes_through_every_owner_of_a_tenant(self, store: Store) -> None:
+        """What a tenant's deletion does not find stays for ever; what it finds too much is somebody else's."""
+        tenant = fresh_key().owner
+        keys = {SessionKey(fresh_key().owner, name, tenant) for name in ("a", "b") for _ in range(3)}
+        keys |= {SessionKey(f"user:\U0001f408 {tenant}/%", name, tenant) for name in ("a", "b")}
+        elsewhere = SessionKey(next(iter(keys)).owner, "a", f"{tenant}x")
+        for key in (*keys, elsewhere):
+            await Writer(store, key).append()
+        for limit in (1, 3, 50):
+            assert {key async for key, _ in _walk(store, tenant, limit=limit)} == keys
+        everything = {key async for key, _ in _walk(store, None, limit=50)}
+        assert everything >= keys | {elsewhere}
+
+    async def test_a_walk_shows_what_expired_and_not_what_was_deleted(self, store: Store) -> None:
+        """An expired conversation still takes room, so housekeeping must see it; a deleted one is done with."""
+        tenant = fresh_key().owner
+        kept, expired, deleted = (Writer(store, SessionKey(fresh_key().owner, tenant=tenant)) for _ in range(3))
+        await kept.append(ttl=LONG)
+        await expired.append(ttl=SHORT)
+        await deleted.append()
+        await store.delete(deleted.key)
+        await Writer(store, SessionKey(fresh_key().owner, tenant=tenant)).seize(LONG)
+        await asyncio.sleep(PAST_SHORT)
+        assert {key: shown async for key, shown in _walk(store, tenant)} == {kept.key: False, expired.key: True}
+
+    async def test_a_walk_under_writes_shows_all_that_stays(self, store: Store) -> None:
+        """Conversations come and go while a job walks: each that is there throughout is shown all the same."""
+        tenant = fresh_key().owner
+        writers = [Writer(store, SessionKey(fresh_key().owner, tenant=tenant)) for _ in range(12)]
+        for writer in writers:
+            await writer.append()
+        seen = set()
+        async for key, _ in _walk(store, tenant, limit=2):
+            seen.add(key)
+            await writers[len(seen) % 12].append()
+            passing = Writer(store, SessionKey(fresh_key().owner, tenant=tenant))
+            await passing.append()
+            await store.delete(passing.key)
+        assert seen >= {writer.key for writer in writers}
+
+    async def test_a_walk_leaves_out_what_is_reserved(self, store: Store) -> None:
+        """What convmem keeps for itself has no owner: a job that deletes idle conversations would delete the signing key."""
+        reserved, writer = Writer(store, SessionKey.reserved(fresh_key().session_id)), Writer(store)
+        for each in (reserved, writer):
+            await each.append()
+        for tenant in ("", None):
+            owners = {key.owner async for key, _ in _walk(store, tenant)}
+            assert writer.key.owner in owners
+            assert all(owner.startswith(("user:", "visitor:", "header:")) for owner in owners)
+
+    async def test_an_owner_of_every_tenant_is_refused(self, store: Store) -> None:
+        """One name in two tenants is two people."""
+        with pytest.raises(ValueError):  # noqa: PT011 - the message is the store's own
+            await store.list(fresh_key().owner, tenant=None)
+
+    async def test_a_walks_cursor_that_is_none_is_refused(self, store: Store) -> None:
+        """A job that went on from an invented place would leave out what stands before it."""
+        for after in ("", "!", "nonsense", "\ud83e", "9" * 40):
+            with pytest.raises(ValueError):  # noqa: PT011 - the message is the store's own
+                await store.list(None, after=after)
 
     async def test_a_cursor_that_is_none_is_refused(self, store: Store) -> None:
         """A cursor comes from a client: an invented one is an error, not the first page again."""

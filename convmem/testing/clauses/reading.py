@@ -107,6 +107,29 @@ class ReadingClauses:
         assert _positions(await store.load(writer.key, turns=1, messages=99)) == (4,)
         assert _positions(await store.load(writer.key, turns=99, messages=3)) == (3, 4)
 
+    async def test_pages_before_a_position_follow_each_other(self, store: Store) -> None:
+        """A window of tokens is read page by page: together the pages are the history, with no entry twice and none left out."""
+        writer = Writer(store)
+        for _ in range(7):
+            await writer.append()
+        await writer.append(writer.entry(kind=Kind.EDIT, hides=(4,), adds=-1))
+        pages: list[tuple[int, ...]] = []
+        before: int | None = None
+        for _ in range(4):
+            log = await store.load(writer.key, turns=2, before=before)
+            assert log.head == writer.head
+            pages.append(_positions(log))
+            before = pages[-1][0] if pages[-1] else before
+        assert pages == [(6, 7), (3, 5), (1, 2), ()]
+
+    async def test_a_page_tells_the_pinned_entries_before_it(self, store: Store) -> None:
+        """What the page itself holds is not told twice, and what comes after it was told by the page after."""
+        writer = Writer(store)
+        for number in range(6):
+            await writer.append(writer.entry(pins=number in (0, 2, 4)))
+        log = await store.load(writer.key, turns=2, before=5)
+        assert (_positions(log), [stored.n for stored in log.pinned]) == ((3, 4), [1])
+
     async def test_an_edit_hides_its_positions_and_nothing_else(self, store: Store) -> None:
         """What a user took back is out of sight; the log itself is never rewritten, so positions go on."""
         writer = Writer(store)

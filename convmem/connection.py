@@ -1,0 +1,304 @@
+"""Connection: what a request and a WebSocket have in common: whose conversation it is, which, and the gate a handler takes it through."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from starlette.types import Scope
+
+from convmem.context import work_around
+from convmem.conversation import Conversation
+from convmem.exceptions import (
+    ConvmemError,
+    HistoryExpired,
+    HistoryLost,
+    StoreUnavailable,
+    UnknownConversation,
+    VisitorTooLate,
+)
+from convmem.identity import IdentityReader, Resolved
+from convmem.keys import SessionKey
+from convmem.problems import problem
+from convmem.routes import Routes
+from convmem.stores.base import Head
+from convmem.turns import Ledger, Turn
+from convmem.work import Work
+
+SCOPE_KEY = "convmem"
+REVISION_HEADER = b"conversation-revision"
+_SERVER_ERRORS = 500
+logger = logging.getLogger("convmem.middleware")
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What one middleware shares among its requests.
+
+    Attributes:
+        degrade: Run the app without memory while the store is down.
+        state_key: Where the conversation stands in ``request.state``; empty: nowhere.
+        debug: Say in response headers what was done.
+        issue_session_id: Hands out an id for an owner and a tenant.
+        hinted: The first route that appended without a lease, once it was logged.
+    """
+
+    ledger: Ledger
+    reader: IdentityReader
+    routes: Routes
+    degrade: bool
+    state_key: str
+    debug: bool
+    issue_session_id: Callable[[str, str], str]
+    hinted: list[str] = field(default_factory=list)
+
+
+class Connection(ABC):
+    """One request, or one WebSocket, on its way to its conversation. Made for one of them, used by its tasks and threads only.
+
+    It is the `Gate` of its conversation: the members below "The gate" are called by that, also from threads.
+
+    Attributes:
+        takes_turns: Whether messages are appended only inside ``async with conversation.turn():``.
+    """
+
+    takes_turns: ClassVar[bool]
+    _too_late: ClassVar[str]
+
+    def __init__(self, services: Services, scope: Scope, path: str) -> None:
+        """Decide nothing yet."""
+        self._services = services
+        self._request = scope
+        self._path = path
+        self._defers = services.routes.defers(path)
+        self._scope: Scope = {}
+        self._resolved = Resolved()
+        self._work = Work(services.ledger, gate=self, within=work_around())
+        self._conversation = Conversation(self._work)
+        self._kept: ConvmemError | None = None
+        self._raised: ConvmemError | None = None
+        self._asked: SessionKey | None = None
+        self._owner_given: str | None = None
+        self._touched = False
+        self._first_touch = threading.Lock()
+        self._begun = False
+        self._outcome = "none"
+
+    # What the two kinds do differently
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether the client of a WebSocket has left."""
+        return False
+
+    @abstractmethod
+    async def _enter(self, turn: Turn, claimed: Head | None) -> None:
+        """Load the conversation named by the request, for what the handler does before it opens a turn of its own."""
+
+    @abstractmethod
+    async def begin(self, key: SessionKey) -> Turn:
+        """Return a turn of its own on the same conversation, begun."""
+
+    @abstractmethod
+    async def before_turn(self) -> None:
+        """Make way for a turn of its own."""
+
+    # Finding and loading
+
+    def _without_memory(self, key: SessionKey, error: StoreUnavailable) -> Turn:
+        logger.warning("the store is down; this request runs without memory: %s", error)
+        self._work.degraded = True
+        return Turn(self._services.ledger, key, stored=False)
+
+    def _key(self, owner: str, session_id: str) -> SessionKey:
+        return SessionKey(owner, session_id, self._resolved.tenant)
+
+    async def _open(self, owner: str, session_id: str) -> Turn:
+        self._asked = key = self._key(owner, session_id)
+        needs_existing = await self._needs_existing(key)
+        turn = Turn(self._services.ledger, key)
+        await self._enter(turn, _claimed(self._request["headers"]))
+        if needs_existing:
+            await need_existing(turn)
+        return turn
+
+    async def _needs_existing(self, key: SessionKey) -> bool:
+        if (key.owner, key.session_id) == (self._resolved.owner, self._resolved.session_id):
+            return self._resolved.needs_existing
+        return await self._services.reader.needs_existing(key.owner, key.session_id, key.tenant)
+
+    def _new(self, key: SessionKey) -> Turn:
+        """Return the turn of a conversation that is known to be new."""
+        return Turn(self._services.ledger, key)
+
+    def _scope_for_app(self) -> Scope:
+        """Copy what is changed: the server's own dicts are never written to."""
+        scope = {**self._request, SCOPE_KEY: self._conversation}
+        if self._services.state_key:
+            scope["state"] = {**(self._request.get("state") or {}), self._services.state_key: self._conversation}
+        return scope
+
+    # The gate
+
+    def touch(self) -> None:
+        """Note that the conversation is used; mint the visitor who has none yet. Where the handler loads, `load` does that."""
+        if self._defers and not self._touched:
+            return
+        if self._touched and self._kept is None:
+            self._check_order()
+            return
+        with self._first_touch:
+            try:
+                self._check_order()
+                if self._kept is not None:
+                    raise self._kept
+                if self._resolved.owner is None:
+                    self._mint(self._resolved.session_id, needs_existing=self._resolved.needs_existing)
+            except ConvmemError as error:
+                self._kept = error
+                raise
+            finally:
+                self._touched = True
+
+    @property
+    def issue_session_id(self) -> Callable[[str, str], str]:
+        """Hands out an id for an owner and a tenant."""
+        return self._services.issue_session_id
+
+    def raised(self, error: ConvmemError) -> None:
+        """Remember the error, to answer with it if the app makes a 5xx of it."""
+        self._raised = error
+        self._spend(error)
+
+    def _spend(self, error: ConvmemError) -> None:
+        """Evidence is spent by reporting it."""
+        if isinstance(error, HistoryLost | HistoryExpired) and self._asked is not None:
+            self._services.ledger.evidence.forget(self._asked)
+
+    @property
+    def degrades(self) -> bool:
+        """Whether the app goes on without memory while the store is down."""
+        return self._services.degrade
+
+    async def load(self, owner: str | None, session_id: str | None) -> Turn:
+        """Load the conversation a handler names, or the one the request does."""
+        if self._defers and not self._touched:
+            here = {name: self._request.get(name, "") for name in ("path", "root_path")}
+            self._resolved = await self._services.reader.read({**self._scope, **here})
+        self._owner_given = owner
+        self._check_order()
+        if session_id is None and self._resolved.refusal is not None and not self._resolved.names_session:
+            raise self._resolved.refusal
+        which = self._resolved.session_id if session_id is None else session_id
+        if owner is None and self._resolved.owner is None:
+            refusal = self._services.reader.refuses_id(self._request, self._resolved, which)
+            if refusal is not None:
+                raise refusal
+            needs_existing = await self._services.reader.needs_existing(None, which, self._resolved.tenant)
+            turn = self._mint(which, needs_existing=needs_existing)
+        else:
+            turn = await self._open_or_degrade(owner or self._resolved.owner or "", which)
+        self._kept = None
+        self._touched = True
+        return turn
+
+    async def _open_or_degrade(self, owner: str, session_id: str) -> Turn:
+        try:
+            return await self._open(owner, session_id)
+        except StoreUnavailable as error:
+            if not self._services.degrade:
+                raise
+            return self._without_memory(self._key(owner, session_id), error)
+
+    def _mint(self, session_id: str, *, needs_existing: bool) -> Turn:
+        """Make a new visitor; the conversation is then known to be new, and costs neither a trip nor a lease."""
+        if self._begun and self._resolved.may_mint:
+            raise VisitorTooLate(self._too_late)
+        if needs_existing and self._resolved.may_mint:
+            msg = "This id was not handed out; leave it out for the default conversation."
+            raise UnknownConversation(msg)
+        owner = self._resolved.mint()
+        turn = self._new(self._key(owner, session_id))
+        self._work.turn = turn
+        return turn
+
+    def _check_order(self) -> None:
+        if self._scope:
+            error = self._resolved.order_error(self._scope, owner=self._owner_given)
+            if error is not None:
+                raise error
+
+    # What the client is told
+
+    def _headers(self) -> list[tuple[bytes, bytes]]:
+        headers = self._resolved.response_headers(touched=self._touched)
+        if self._work.degraded:
+            headers.append((b"convmem-degraded", b"true"))
+        turn = self._work.turn
+        if self._touched and turn is not None and not self._work.degraded:
+            headers.append((REVISION_HEADER, turn.head.revision.encode()))
+            if self._services.debug:
+                facts = {
+                    "owner": self._resolved.source if self._owner_given is None else "load",
+                    "conversation": turn.key.digest,
+                    "worker": f"{socket.gethostname()}/{os.getpid()}",
+                    "turns": turn.head.turns,
+                    "loaded": len(turn.log.turns),
+                    "left-out": max(0, turn.log.head.turns - len(turn.log.turns)),
+                    "outcome": self._outcome,
+                }
+                headers.append((b"convmem-debug", "; ".join(f"{name}={value}" for name, value in facts.items()).encode("ascii", "replace")))
+        return headers
+
+    def _problem(self, error: ConvmemError, *, head: bool = False) -> list[dict[str, Any]]:
+        """Return the events of the answer to an error, which is spent and logged by that."""
+        self._log(error)
+        headers = self._headers()
+        if isinstance(error, HistoryLost | HistoryExpired):
+            headers = [*((name, value) for name, value in headers if name != REVISION_HEADER), (REVISION_HEADER, error.revision.encode())]
+        return problem(error, headers, head=head)
+
+    def _log(self, error: ConvmemError) -> None:
+        self._spend(error)
+        if error.status >= _SERVER_ERRORS:
+            logger.error("%s: %s", error.code, error, exc_info=error.__cause__)
+        else:
+            logger.info("%s: %s", error.code, error)
+
+
+async def need_existing(turn: Turn) -> None:
+    """Raise when there is no such conversation: its id was not handed out, so nobody may begin one under it."""
+    if not turn.log.head.epoch:
+        await turn.abandon()
+        msg = "This id was not handed out to this owner; POST for a new one, or leave it out for the default conversation."
+        raise UnknownConversation(msg)
+
+
+def _claimed(headers: Iterable[tuple[bytes, bytes]]) -> Head | None:
+    for name, value in headers:
+        if name == REVISION_HEADER:
+            return Head.of_revision(value.decode("latin-1"))
+    return None
+
+
+def ours(error: BaseException | None) -> ConvmemError | None:
+    """Return the convmem error an exception is, or was raised from, or carries in a group."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        if isinstance(one, ConvmemError):
+            return one
+        seen.add(id(one))
+        waiting += [one.__cause__]
+        if isinstance(one, BaseExceptionGroup):
+            waiting += one.exceptions
+    return None

@@ -1,0 +1,196 @@
+"""WebSocket: one connection from its handshake to its close, with any number of turns on it.
+
+The handshake says who and which, as a request does; it is also the only moment at which a visitor's cookie can be set. What was
+stored before is read then, without a lease. Each ``async with conversation.turn():`` loads again, takes the lease, and has stored
+its turn when the block ends, so that nothing depends on how the connection ends: servers cut it without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from convmem.connection import Connection, Services, need_existing, ours
+from convmem.context import current
+from convmem.exceptions import ConfigurationError, ConvmemError, HistoryExpired, HistoryLost, StoreUnavailable
+from convmem.keys import SessionKey
+from convmem.problems import problem
+from convmem.stores.base import Head
+from convmem.turns import Turn
+
+_DENIAL = "websocket.http.response"
+_REFUSED, _BROKEN, _TRY_AGAIN = 1008, 1011, 1013  # IANA's WebSocket Close Code Number Registry
+_SERVER_ERRORS = 500
+_PASSING = (StoreUnavailable, HistoryLost, HistoryExpired)
+"""What keeps a conversation from being read at the handshake, and not from being loaded by a turn later."""
+
+
+class WebSocket(Connection):
+    """One WebSocket."""
+
+    takes_turns = True
+    _too_late = (
+        "The conversation of a new visitor was first used when the WebSocket had been accepted, too late for its cookie. Take it before: "
+        "conversation = await get_conversation(websocket), then await websocket.accept()."
+    )
+
+    def __init__(self, services: Services, scope: Scope, path: str, receive: Receive, send: Send) -> None:
+        """Decide nothing yet."""
+        super().__init__(services, scope, path)
+        self._wire = _Wire(scope, receive, send)
+        self._foreign = services.reader.refuses_origin(scope)
+        self._kept = self._foreign
+        _, self._policy = services.routes.turn("WEBSOCKET", path)
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether the client has left."""
+        return self._wire.hung_up
+
+    async def run(self, app: ASGIApp) -> None:
+        """Read what is stored, and run the app."""
+        if not self._defers and self._foreign is None:
+            self._resolved = await self._services.reader.read(self._request)
+            await self._prepare()
+        self._scope = self._scope_for_app()
+        before = current.set(self._conversation)
+        try:
+            await app(self._scope, self._wire.receive, self._tell)
+        except Exception as error:
+            refusal = ours(error)
+            if refusal is None:
+                raise
+            await self._refuse(refusal)
+        finally:
+            current.reset(before)
+
+    async def _prepare(self) -> None:
+        """Read where loading is eager; what stands in the way is kept for whoever uses the conversation."""
+        owner, session_id = self._resolved.owner, self._resolved.session_id
+        if owner is None:
+            return
+        try:
+            self._work.turn = await self._open_or_degrade(owner, session_id)
+        except _PASSING as error:
+            self._kept = error
+            self._work.turn = self._new(self._key(owner, session_id))
+        except ConvmemError as error:
+            self._kept = error
+
+    async def _enter(self, turn: Turn, claimed: Head | None) -> None:
+        """Read; what is appended needs a turn of its own."""
+        await turn.look(claimed)
+
+    async def _open_or_degrade(self, owner: str, session_id: str) -> Turn:
+        turn = await super()._open_or_degrade(owner, session_id)
+        turn.stay_closed()
+        return turn
+
+    def _new(self, key: SessionKey) -> Turn:
+        """Return a conversation that is known to be new, to be appended to in turns of its own."""
+        turn = super()._new(key)
+        turn.stay_closed()
+        return turn
+
+    # The gate
+
+    async def load(self, owner: str | None, session_id: str | None) -> Turn:
+        """Read the conversation a handler names, or the one the handshake does; not for a page of another origin, whoever signed in."""
+        if self._foreign is not None:
+            raise self._foreign
+        return await super().load(owner, session_id)
+
+    async def before_turn(self) -> None:
+        """Forget what kept the conversation from being read at the handshake: the turn loads again."""
+        if isinstance(self._kept, _PASSING):
+            self._kept = None
+
+    async def begin(self, key: SessionKey) -> Turn:
+        """Return a turn, begun by the policy of the path."""
+        needs_existing = await self._needs_existing(key)
+        turn = Turn(self._services.ledger, key)
+        self._asked = key
+        try:
+            await turn.begin(self._policy)
+        except StoreUnavailable as error:
+            if not self._services.degrade:
+                raise
+            return self._without_memory(key, error)
+        if needs_existing:
+            await need_existing(turn)
+        return turn
+
+    # What the client is told
+
+    async def _tell(self, message: Message) -> None:
+        if message["type"] in ("websocket.accept", f"{_DENIAL}.start"):
+            self._begun = True
+            message = {**message, "headers": [*message.get("headers", ()), *self._headers()]}
+        await self._wire.send(message)
+
+    async def _refuse(self, error: ConvmemError) -> None:
+        if self._begun:
+            self._log(error)
+            await self._wire.close(error)
+        else:
+            await self._wire.deny(self._problem(error), error)
+
+
+@dataclass(slots=True)
+class _Wire:
+    """The server's side of one WebSocket, and how far it has come."""
+
+    scope: Scope
+    to_receive: Receive
+    to_send: Send
+    connected: bool = False
+    closed: bool = False
+    hung_up: bool = False
+
+    async def receive(self) -> Message:
+        message = await self.to_receive()
+        self.connected = True
+        if message["type"] == "websocket.disconnect":
+            self.hung_up = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] in ("websocket.close", f"{_DENIAL}.start"):
+            self.closed = True
+        try:
+            await self.to_send(message)
+        except OSError:  # the client is gone (ASGI's WebSocket specification, 2.4)
+            self.hung_up = True
+            raise
+
+    async def deny(self, events: Sequence[Message], error: ConvmemError) -> None:
+        """Refuse the handshake with a whole response where the server can, else with its 403."""
+        if not self.connected:
+            await self.receive()
+        if _DENIAL not in (self.scope.get("extensions") or {}):
+            await self.close(error)
+            return
+        for event in events:
+            if not self._over:
+                await self.to_send({**event, "type": f"websocket.{event['type']}"})
+
+    async def close(self, error: ConvmemError) -> None:
+        if not self._over:
+            await self.send({"type": "websocket.close", "code": _close_code(error), "reason": error.code})
+
+    @property
+    def _over(self) -> bool:
+        return self.closed or self.hung_up
+
+
+async def refuse(error: ConvmemError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Refuse a handshake that cannot be looked at, because the settings are wrong or the store is down."""
+    await _Wire(scope, receive, send).deny(problem(error, []), error)
+
+
+def _close_code(error: ConvmemError) -> int:
+    if error.retry_after is not None or isinstance(error, ConfigurationError):
+        return _TRY_AGAIN
+    return _BROKEN if error.status >= _SERVER_ERRORS else _REFUSED
