@@ -71,6 +71,9 @@ def test_every_code_block_runs(page, directory, monkeypatch):
     with Terminal(directory) as terminal:
         for block in blocks:
             RUN[block.language](block, directory, namespace, terminal)
+    for loop in [value for value in vars(namespace).values() if isinstance(value, asyncio.AbstractEventLoop)]:
+        loop.close()  # what a platform would keep as long as the process
+        asyncio.set_event_loop(None)
 
 
 def run_python(block, directory, namespace, terminal):
