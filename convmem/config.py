@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, cast
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
@@ -115,7 +117,9 @@ class Settings(BaseSettings):
     window_messages: types.OptionalCount = Field(
         None, description="How many of the newest messages the model sees, in whole turns; none means all."
     )
-    window_tokens: types.Tokens = Field(None, description="How many tokens the model sees; not available yet.")
+    window_tokens: types.OptionalCount = Field(
+        None, description="How many tokens the model sees, in whole turns, the present one included; none means all."
+    )
     concurrency: Annotated[Literal["wait", "reject"], types.Choice] = Field(
         "wait", description="What a turn does while another one of the same conversation runs: wait, or be rejected with a 409."
     )
@@ -343,6 +347,14 @@ def open_store(url: str | StoreURL, *, namespace: str = "convmem") -> Store:  # 
         )
     msg = f"CONVMEM_STORE is {parsed.scheme!r}, a store that comes with a later version; use sqlite or memory now."
     raise ConfigurationError(msg)
+
+
+def tiktoken_cache() -> Path | None:
+    """Return where tiktoken looks for vocabularies before it downloads them, as its own loader finds that; None: nowhere."""
+    named = next((os.environ[name] for name in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR") if name in os.environ), None)
+    if named is None:
+        return Path(tempfile.gettempdir()) / "data-gym-cache"
+    return Path(named) if named else None
 
 
 def _plain_text(value: object) -> str:

@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from itertools import takewhile
 from typing import TypeVar
 
 from convmem import windows
@@ -18,10 +18,10 @@ from convmem.exceptions import (
     TurnClosed,
 )
 from convmem.keys import SessionKey
-from convmem.messages import Edit, Message, State, decode_body, decode_messages, edited
+from convmem.messages import Edit, Message, State, decode_messages, edited
 from convmem.recording import Recording, each
-from convmem.stores.base import Log, Store, StoredEntry
-from convmem.turns import Turn
+from convmem.sight import Decoded
+from convmem.stores.base import Store
 from convmem.work import Work
 
 C = TypeVar("C")
@@ -41,9 +41,9 @@ class Conversation:
     def __init__(self, work: Work) -> None:
         """See the worker's side of it. Apps do not call this."""
         self._work = work
-        self._viewed: tuple[tuple[windows.Turn, ...], windows.View] | None = None
-        self._decoded: _Decoded | None = None
-        self._sighted: tuple[_Decoded, int, tuple[windows.Turn, ...], tuple[Message, ...]] | None = None
+        self._viewed: tuple[tuple[windows.Turn, ...], tuple[tuple[str, ...], int], windows.View] | None = None
+        self._decoded: Decoded | None = None
+        self._sighted: tuple[Decoded, int, tuple[windows.Turn, ...], tuple[Message, ...]] | None = None
         self.loop = asyncio.get_running_loop()
 
     # Who and which
@@ -76,7 +76,8 @@ class Conversation:
 
         A new list each time. Valid for model APIs; see `convmem.Window`.
         """
-        return [*self._view.messages, *self.new_messages]
+        new = self.new_messages
+        return [*self._view_before(new).messages, *new]
 
     @property
     def new_messages(self) -> list[Message]:
@@ -95,7 +96,7 @@ class Conversation:
         with self._work.reporting():
             turn = self._work.used
             log = await turn.read()
-            decoded = _decode(turn, log)
+            decoded = turn.decoded(log)
             said = edited([*(items for items, _ in decoded.turns), turn.said])
             states: list[State] = [state for _, state in decoded.turns]
             earlier = [message.in_state(state) for messages, state in zip(said, states, strict=False) for message in messages]
@@ -360,10 +361,10 @@ class Conversation:
         return self._sight[0]
 
     @property
-    def _history(self) -> _Decoded:
+    def _history(self) -> Decoded:
         turn = self._work.used
         if self._decoded is None or self._decoded.log is not turn.log:
-            self._decoded = _decode(turn, turn.log)
+            self._decoded = turn.decoded()
         return self._decoded
 
     @property
@@ -372,52 +373,31 @@ class Conversation:
         decoded = self._history
         edits = [item for item in self._work.used.said if isinstance(item, Edit)]
         if self._sighted is None or self._sighted[:2] != (decoded, len(edits)):
-            pinned, *rest = edited([decoded.pinned, *(items for items, _ in decoded.turns), edits])
-            turns = tuple(windows.Turn(tuple(said), state) for said, (_, state) in zip(rest, decoded.turns, strict=False) if said)
-            self._sighted = (decoded, len(edits), turns, tuple(message for message in pinned if message.role == "system"))
+            self._sighted = (decoded, len(edits), *decoded.seen(edits))
         return self._sighted[2:]
 
     @property
     def _view(self) -> windows.View:
+        return self._view_before(self.new_messages)
+
+    def _view_before(self, present: list[Message]) -> windows.View:
+        """Return what the window shows in front of this turn's messages; made anew only when they can make a difference to it."""
         turn, log, (turns, pinned) = self._work.used, self._history.log, self._sight
         if turn.head.start > log.head.start:
             return windows.View((), 0, cut=False)
-        if self._viewed is None or self._viewed[0] is not turns:
-            view = windows.view(turns, self._work.ledger.rules.window, pinned=pinned)
-            self._viewed = (turns, view)
-            if log.head.turns - view.turns == 1:
-                logger.info("conversation %s has outgrown its window: the model no longer sees the first turn", turn.key.digest)
-        return self._viewed[1]
+        window = self._work.ledger.rules.window
+        answers = tuple(message.id for message in takewhile(lambda message: message.role == "tool", present))
+        matters = (answers, turn.meter.total(present) if window.tokens is not None else 0)
+        if self._viewed is None or self._viewed[0] is not turns or self._viewed[1] != matters:
+            view = windows.view(turns, window, pinned=pinned, present=present, meter=turn.meter)
+            self._viewed = (turns, matters, view)
+            outgrown = view.full or len(log.turns) < log.head.turns
+            if outgrown and self._work.ledger.outgrown.add(turn.key):
+                left_out = max(0, log.head.turns - view.turns)
+                logger.info("conversation %s has outgrown its window: the model does not see %d of its turns", turn.key.digest, left_out)
+        return self._viewed[2]
 
 
 def work_of(conversation: Conversation) -> Work:
     """Return the worker's side of a conversation, for the code around a handler."""
     return conversation._work  # noqa: SLF001 - this module's own
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Decoded:
-    """What was loaded: the messages and edits of each turn but this one, with its state, and what is pinned before them."""
-
-    log: Log
-    turns: tuple[tuple[tuple[Message | Edit, ...], State], ...]
-    pinned: tuple[Message | Edit, ...]
-    corrupt: tuple[int, ...]
-
-
-def _decode(turn: Turn, log: Log) -> _Decoded:
-    corrupt: list[int] = []
-    loaded = [other for other in log.turns if other.id != turn.id or turn.replayed]
-    turns = tuple((tuple(_items(other.entries, corrupt)), other.state) for other in loaded)
-    pinned = tuple(_items(log.pinned, corrupt))
-    if corrupt:
-        logger.warning("conversation %s: entries %s cannot be decoded; the rest is loaded", turn.key.digest, corrupt)
-    return _Decoded(log, turns, pinned, tuple(corrupt))
-
-
-def _items(entries: Iterable[StoredEntry], corrupt: list[int]) -> Iterable[Message | Edit]:
-    for stored in entries:
-        try:
-            yield from decode_body(stored.entry.body)
-        except ValueError:
-            corrupt.append(stored.n)

@@ -229,6 +229,13 @@ class InvalidMessage(ConvmemError, ValueError):
         super().__init__(f"{field}: {reason}")
 
 
+class CounterFailed(ConvmemError):
+    """The app's token counter raised, or returned something else than a whole number from 0."""
+
+    code = "counter_failed"
+    title = "The application's token counter cannot be used"
+
+
 class CorruptEntry(ConvmemError):
     """A stored entry cannot be decoded. Raised only by strict reading; otherwise its position is named and the rest loads.
 
@@ -272,6 +279,13 @@ class VisitorTooLate(ConvmemError):
 
     code = "visitor_too_late"
     title = "The conversation was taken after the response had begun"
+
+
+class CookieNotSent(ConvmemError):
+    """The server leaves out the headers of an accepted WebSocket, so a visitor made there could never come back."""
+
+    code = "cookie_not_sent"
+    title = "This server cannot hand a new visitor's cookie to a WebSocket"
 
 
 class TurnClosed(ConvmemError):

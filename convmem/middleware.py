@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NoReturn
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from convmem.config import Settings, open_store
+from convmem.config import Settings, open_store, tiktoken_cache
 from convmem.connection import SCOPE_KEY, Services
 from convmem.exceptions import ConfigurationError, ConvmemError, StoreUnavailable
 from convmem.exchange import Exchange
@@ -18,6 +19,7 @@ from convmem.key_record import read_keys, read_or_make_keys
 from convmem.problems import problem
 from convmem.routes import Routes
 from convmem.stores.base import Store
+from convmem.tokens import default_counter
 from convmem.turns import Ledger, Policy, Rules
 from convmem.websocket import WebSocket, refuse
 from convmem.windows import Window
@@ -257,8 +259,11 @@ async def _check(store: Store) -> None:
 
 def rules_of(settings: Settings, window: Window | None = None) -> Rules:
     """Return the rules of turns that the settings make."""
+    window = window or Window(turns=settings.window_turns, messages=settings.window_messages, tokens=settings.window_tokens)
+    if window.tokens is not None and window.counter is None:
+        window = replace(window, counter=default_counter(tiktoken_cache()))
     return Rules(
-        window=window or Window(turns=settings.window_turns, messages=settings.window_messages),
+        window=window,
         ttl=settings.ttl,
         concurrency=settings.concurrency,
         turn_wait=settings.turn_wait,

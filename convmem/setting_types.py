@@ -202,7 +202,6 @@ Choice = BeforeValidator(_choice)
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 OptionalDuration = Annotated[timedelta | None, BeforeValidator(_duration_or_none)]
 OptionalCount = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_or_none)]
-Tokens = Annotated[int | None, _not_yet("CONVMEM_WINDOW_TURNS or CONVMEM_WINDOW_MESSAGES")]
 Retention = Annotated[timedelta | None, _not_yet("CONVMEM_TTL")]
 Size = Annotated[int, BeforeValidator(parse_size)]
 

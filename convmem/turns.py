@@ -12,11 +12,12 @@ import threading
 import warnings
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from math import ceil
 from typing import Any, Literal, TypeVar
 
+from convmem import windows
 from convmem.evidence import Evidence
 from convmem.exceptions import (
     ConversationBusy,
@@ -33,7 +34,9 @@ from convmem.exceptions import (
 from convmem.identifiers import new_id, new_token
 from convmem.keys import SessionKey
 from convmem.messages import Edit, Message, encode_edit, encode_message, encode_messages
+from convmem.sight import Decoded, decode
 from convmem.stores.base import Appended, Entry, Head, Kind, Lease, Log, Outcome, Store
+from convmem.tokens import Meter
 from convmem.turnstile import Turnstile
 from convmem.windows import Window
 
@@ -43,6 +46,11 @@ Policy = Literal["wait", "reject"]
 _PINNED = 8
 _PAUSES = (0.05, 0.2, 0.5)
 _POLL = (0.05, 0.25)
+_TOKENS_OF_A_TURN = 250
+"""A question and an answer of a few sentences: what the first page of a window in tokens is planned with."""
+_SMALLEST_PAGE, _LARGEST_FIRST_PAGE = 4, 64
+_PAGE_GROWS = 2
+_ATTEMPTS_TO_FILL = 3
 
 
 class RepeatedTextWarning(UserWarning):
@@ -74,6 +82,25 @@ class _Staged:
     pins: bool
 
 
+class Outgrown:
+    """The conversations of which this worker has said that they are larger than their window; the oldest are forgotten."""
+
+    _MOST = 10_000
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._said: dict[tuple[str, str, str], None] = {}
+
+    def add(self, key: SessionKey) -> bool:
+        """Return whether it is to be said of this one now."""
+        if key.path in self._said:
+            return False
+        self._said[key.path] = None
+        while len(self._said) > self._MOST:
+            self._said.pop(next(iter(self._said)), None)
+        return True
+
+
 class Ledger:
     """What the turns of one worker share: the store, the rules, the turnstile, the evidence, and the writes under way."""
 
@@ -83,6 +110,7 @@ class Ledger:
         self.rules = rules
         self.turnstile = Turnstile(rules.max_waiting)
         self.evidence = Evidence(rules.ttl)
+        self.outgrown = Outgrown()
         self._under_way: set[asyncio.Task[Any]] = set()
 
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
@@ -121,6 +149,7 @@ class Turn:
         head: Where the log ends as far as this turn knows.
         said: The messages and edits of this turn in order, stored or not.
         replayed: This turn had been completed before; nothing of it is stored again.
+        meter: Counts the tokens of its messages, and of those loaded.
         refused: Why the store refused a write of this turn, after which it has ended.
         ended: Whether nothing can be appended any more.
     """
@@ -152,6 +181,8 @@ class Turn:
         self._one_at_a_time = asyncio.Lock()
         self._beat: asyncio.TimerHandle | None = None
         self._deadline = float("inf")
+        self._decoded: Decoded | None = None
+        self.meter = Meter(ledger.rules.window.counter)
 
     @property
     def messages(self) -> list[Message]:
@@ -169,7 +200,10 @@ class Turn:
             StoreUnavailable: The store did not answer.
         """
         self._deadline = asyncio.get_running_loop().time() + self.ledger.rules.turn_max.total_seconds()
-        await self._load(None)
+        for _ in range(_ATTEMPTS_TO_FILL):
+            await self._load(None)
+            if await self._fill():
+                break
         self._judge(claimed)
 
     async def begin(self, policy: Policy | None = None, claimed: Head | None = None) -> None:
@@ -210,11 +244,15 @@ class Turn:
 
     async def _take_lease(self, give_up: float) -> None:
         lease, clock = Lease(self._token, self.ledger.rules.lease), asyncio.get_running_loop().time
+        attempts = 0
         while True:
             await self._load(lease)
             holder = self.log.holder
             if self.replayed or holder.token == self._token:
-                return
+                attempts += 1
+                if await self._fill() or attempts == _ATTEMPTS_TO_FILL:
+                    return
+                continue
             left = give_up - clock()
             if left <= 0:
                 raise ConversationBusy(holder.running.total_seconds(), retry_after=max(1, ceil(holder.remaining.total_seconds())))
@@ -223,12 +261,57 @@ class Turn:
     async def _load(self, lease: Lease | None) -> None:
         window = self.ledger.rules.window
         self.log = await self.ledger.store.load(
-            self.key, turns=window.turns, messages=window.messages, turn=self.id if self._named else None, lease=lease
+            self.key, turns=_first_page(window), messages=window.messages, turn=self.id if self._named else None, lease=lease
         )
         self.head = self.log.head
         found = self.log.turn
         self.replayed = found is not None and found.state == "complete"
         self._supersedes = found is not None and found.visible
+
+    # Paging, for a window in tokens: nobody knows how many turns it holds before they are counted
+
+    async def _fill(self) -> bool:
+        """Read older pages until the window is full. Return False when the log has moved in between, so that it is to be loaded anew.
+
+        All pages are of one moment. A log that keeps moving is left with its first page: a window that is too short, and says so by
+        `Conversation.left_out`.
+
+        Raises:
+            CounterFailed: The window's counter cannot be used.
+        """
+        if self.ledger.rules.window.tokens is None:
+            return True
+        window, log = self.ledger.rules.window, self.log
+        size = asked = _first_page(window) or 0
+        decoded = last = self._decode(log)
+        while len(last.log.turns) == asked and len(log.turns) < log.head.turns and not self._is_full(decoded):
+            size *= _PAGE_GROWS
+            asked = size if window.turns is None else min(size, window.turns - len(log.turns))
+            if asked <= 0:
+                break
+            page = await self.ledger.store.load(self.key, turns=asked, before=log.entries[0].n)
+            if not page.head.same(log.head) or page.expired:
+                return False
+            log = replace(log, entries=(*page.entries, *log.entries), pinned=page.pinned)
+            last = self._decode(page)
+            decoded = decoded.behind(last, log)
+        self.log, self._decoded = log, decoded
+        return True
+
+    def _is_full(self, decoded: Decoded) -> bool:
+        turns, pinned = decoded.seen()
+        return windows.view(turns, self.ledger.rules.window, pinned=pinned, meter=self.meter).full
+
+    def decoded(self, log: Log | None = None) -> Decoded:
+        """Return what was loaded, decoded; or what another log of this conversation holds. An earlier attempt at this turn is left out."""
+        if log is not None:
+            return self._decode(log)
+        if self._decoded is None or self._decoded.log is not self.log:
+            self._decoded = self._decode(self.log)
+        return self._decoded
+
+    def _decode(self, log: Log) -> Decoded:
+        return decode(log, without=None if self.replayed else self.id, name=self.key.digest)
 
     async def read(self) -> Log:
         """Return the whole log as it is now, whatever the window; this turn stands where it stood."""
@@ -463,6 +546,7 @@ class Turn:
         self._end_now()
         if self._named:
             await self._load(None)
+            await self._fill()
             if self.replayed:
                 return
         self.refused = error
@@ -512,6 +596,14 @@ class Turn:
         if not self.ended:
             with suppress(StoreUnavailable):
                 await self.ledger.store.renew(self.key, Lease(self._token, self.ledger.rules.lease), self.head)
+
+
+def _first_page(window: Window) -> int | None:
+    """Return how many turns to load at first; the whole window, when that can be said in turns."""
+    if window.tokens is None:
+        return window.turns
+    page = min(max(window.tokens // _TOKENS_OF_A_TURN, _SMALLEST_PAGE), _LARGEST_FIRST_PAGE)
+    return page if window.turns is None else min(page, window.turns)
 
 
 def _staged(item: Message | Edit, *, pins: bool) -> _Staged:

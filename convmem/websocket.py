@@ -7,14 +7,15 @@ its turn when the block ends, so that nothing depends on how the connection ends
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from convmem.connection import Connection, Services, need_existing, ours
 from convmem.context import current
-from convmem.exceptions import ConfigurationError, ConvmemError, HistoryExpired, HistoryLost, StoreUnavailable
+from convmem.exceptions import ConfigurationError, ConvmemError, CookieNotSent, HistoryExpired, HistoryLost, StoreUnavailable
 from convmem.keys import SessionKey
 from convmem.problems import problem
 from convmem.stores.base import Head
@@ -23,6 +24,9 @@ from convmem.turns import Turn
 _DENIAL = "websocket.http.response"
 _REFUSED, _BROKEN, _TRY_AGAIN = 1008, 1011, 1013  # IANA's WebSocket Close Code Number Registry
 _SERVER_ERRORS = 500
+_DROPS_HEADERS = "granian"
+"""The server that accepts a WebSocket without the headers the app gave (2.8). It is found among the imported modules: nothing in the
+scope names it, and only its own workers import it."""
 _PASSING = (StoreUnavailable, HistoryLost, HistoryExpired)
 """What keeps a conversation from being read at the handshake, and not from being loaded by a turn later."""
 
@@ -94,6 +98,15 @@ class WebSocket(Connection):
         turn.stay_closed()
         return turn
 
+    def _mint(self, session_id: str, *, needs_existing: bool) -> Turn:
+        if not self._begun and self._resolved.may_mint and _DROPS_HEADERS in sys.modules:
+            msg = (
+                f"{_DROPS_HEADERS} does not send the headers of websocket.accept, so a new visitor's cookie would be lost: have the page "
+                "make one request that takes the conversation (get_conversation(request)) before it opens the WebSocket."
+            )
+            raise CookieNotSent(msg)
+        return super()._mint(session_id, needs_existing=needs_existing)
+
     # The gate
 
     async def load(self, owner: str | None, session_id: str | None) -> Turn:
@@ -125,9 +138,12 @@ class WebSocket(Connection):
     # What the client is told
 
     async def _tell(self, message: Message) -> None:
+        if message["type"] == "websocket.close" and self._raised is not None and _is_failure(message.get("code", 1000)):
+            await self._refuse(self._raised)
+            return
         if message["type"] in ("websocket.accept", f"{_DENIAL}.start"):
             self._begun = True
-            message = {**message, "headers": [*message.get("headers", ()), *self._headers()]}
+            message = {**message, "headers": _folded([*message.get("headers", ()), *self._headers()])}
         await self._wire.send(message)
 
     async def _refuse(self, error: ConvmemError) -> None:
@@ -169,12 +185,12 @@ class _Wire:
         """Refuse the handshake with a whole response where the server can, else with its 403."""
         if not self.connected:
             await self.receive()
-        if _DENIAL not in (self.scope.get("extensions") or {}):
+        if self._over or _DENIAL not in (self.scope.get("extensions") or {}):
             await self.close(error)
             return
-        for event in events:
-            if not self._over:
-                await self.to_send({**event, "type": f"websocket.{event['type']}"})
+        start, body = events
+        await self.to_send({**start, "type": f"{_DENIAL}.start", "headers": _folded(start["headers"])})
+        await self.to_send({**body, "type": f"{_DENIAL}.body"})
 
     async def close(self, error: ConvmemError) -> None:
         if not self._over:
@@ -188,6 +204,27 @@ class _Wire:
 async def refuse(error: ConvmemError, scope: Scope, receive: Receive, send: Send) -> None:
     """Refuse a handshake that cannot be looked at, because the settings are wrong or the store is down."""
     await _Wire(scope, receive, send).deny(problem(error, []), error)
+
+
+def _folded(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return the headers with fields of one name made one, which means the same (RFC 9110 §5.3), except cookies.
+
+    A worker of granian 2.8 dies of a denial with two fields of one name.
+    """
+    folded: dict[bytes, bytes] = {}
+    cookies = []
+    for name, value in headers:
+        if name.lower() == b"set-cookie":
+            cookies.append((name, value))
+        else:
+            key = name.lower()
+            folded[key] = folded[key] + b", " + value if key in folded else value
+    return [*folded.items(), *cookies]
+
+
+def _is_failure(code: int) -> bool:
+    """Return whether an app closes with this because of an error it did not expect; Litestar says so by 4500 and above."""
+    return code == _BROKEN or 4000 + _SERVER_ERRORS <= code < 4000 + _SERVER_ERRORS + 100
 
 
 def _close_code(error: ConvmemError) -> int:

@@ -31,7 +31,7 @@ TAIL = """
 - A variable that is set to nothing counts as unset, except `CONVMEM_STATE_KEY`.
 
 `CONVMEM_NAMESPACE` is checked and has no effect yet, because no store of this version shares a server with others.
-`CONVMEM_WINDOW_TOKENS` and `CONVMEM_RETENTION` come with a later version; setting one stops the start with a sentence that says so.
+`CONVMEM_RETENTION` comes with a later version; setting it stops the start with a sentence that says so.
 
 ## Secrets from files
 

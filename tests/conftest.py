@@ -3,6 +3,10 @@
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("any machine", deadline=None)  # a deadline measures how busy the machine is
+settings.load_profile("any machine")
 
 DECLARED = "declared: "
 UNDECLARED = pytest.StashKey[list[str]]()

@@ -1,11 +1,15 @@
 """One WebSocket from its handshake to its close: whose it is, its turns, and what stays of them when it breaks."""
 
 import asyncio
+import sys
+import types
 from contextlib import suppress
 from datetime import timedelta
 
+import litestar
 import pytest
 from starlette.applications import Starlette
+from starlette.responses import Response
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -34,6 +38,7 @@ from tests.asgi_client import ADA, BOB, Client, plain, quick
 pytestmark = pytest.mark.asyncio
 world, memory_world = asgi_client.world, asgi_client.memory_world
 COOKIE = "convmem"
+HOST = {"host": "chat.example"}
 
 
 def app_of(handler):
@@ -383,6 +388,26 @@ async def test_a_client_that_leaves_in_the_middle_of_a_turn_leaves_its_question(
     assert await world.states() == ["interrupted", "interrupted"]
 
 
+async def test_a_client_that_is_found_gone_by_sending_leaves_its_question(world):
+    """Where the server says so; without a recording too."""
+    gone = asyncio.Event()
+
+    async def reports(websocket: WebSocket) -> None:
+        conversation = await get_conversation(websocket)
+        await websocket.accept()
+        async with conversation.turn():
+            conversation.append(Message.user("q"))
+            await gone.wait()
+            await websocket.send_text("searching")
+
+    async with world.serve(app_of(reports)).socket() as socket:
+        socket.hang_up()
+        gone.set()
+        await socket.over()
+    assert isinstance(socket.raised, WebSocketDisconnect)
+    assert (await world.texts(), await world.states()) == (["user: q"], ["interrupted"])
+
+
 @pytest.mark.parametrize("tells", [True, False])
 async def test_a_client_that_leaves_a_stream_leaves_what_arrived(world, tells):
     """Where the server says that it is gone the stream breaks off; where it does not, the answer is paid for, and stored whole."""
@@ -536,6 +561,22 @@ async def test_a_visitor_first_taken_after_accept_is_too_late(world):
     assert "append" not in world.store.calls
 
 
+async def test_a_visitor_whose_cookie_the_server_would_drop_is_refused(memory_world, monkeypatch):
+    """Granian accepts without headers: each socket would be somebody new, and no one would say so. Who is known already is served."""
+    client = memory_world.serve(app_of(chat))
+    async with client.socket(user=None, headers={"convmem-visitor": "new"}) as socket:
+        token = socket.handshake.header("convmem-visitor") or ""
+    monkeypatch.setitem(sys.modules, "granian", types.ModuleType("granian"))
+    async with client.socket(user=None) as socket:
+        assert (socket.handshake.status, socket.handshake.code) == (500, "cookie_not_sent")
+        assert "one request" in socket.handshake.text
+        assert socket.handshake.all("set-cookie") == []
+    async with client.socket(user=None, headers={"convmem-visitor": token}) as socket:
+        assert await socket.ask("hi") == '["hi"]'
+    async with client.socket() as socket:
+        assert socket.accepted
+
+
 async def test_a_known_owner_may_be_taken_after_accept(world):
     """There is no cookie to set."""
 
@@ -580,6 +621,16 @@ async def test_a_socket_names_its_conversation_in_the_query(world):
     assert await world.texts() == []
 
 
+async def test_a_page_of_ours_may_name_a_conversation_on_its_first_socket(memory_world):
+    """Not every browser sends `Sec-Fetch-Site` there, so its Origin says that it is a browser on our own site."""
+    client = memory_world.serve(app_of(chat), settings=quick(session_from="query:chat"))
+    async with client.socket(user=None, query="chat=plans", headers={**HOST, "origin": "http://chat.example"}) as socket:
+        assert await socket.ask("hi") == '["hi"]'
+    client.cookies.clear()
+    async with client.socket(user=None, query="chat=plans", headers=HOST) as socket:
+        assert (socket.handshake.status, socket.handshake.code) == (400, "session_id_not_trusted")
+
+
 @pytest.mark.parametrize(("offers", "status"), [({"websocket.http.response": {}}, 400), ({}, 403), (None, 403)])
 async def test_an_unusable_identity_refuses_the_handshake(world, offers, status):
     """With the whole problem document where the server can send one, else with the server's own 403."""
@@ -607,6 +658,22 @@ async def test_a_socket_off_the_paths_passes_untouched(memory_world):
         assert await socket.hear() == "said"
         assert socket.handshake.headers == []
     assert memory_world.store.calls == []
+
+
+async def test_no_header_of_a_refusal_comes_twice(memory_world):
+    """A worker of granian 2.8 dies of two fields of one name, and any page could bring that about."""
+
+    async def denies(websocket: WebSocket) -> None:
+        await get_conversation(websocket)
+        await websocket.send_denial_response(Response("no", 403, {"Vary": "Accept", "Cache-Control": "max-age=0"}))
+
+    for app in (chat, denies):
+        async with memory_world.serve(app_of(app)).socket(headers={"origin": "https://evil.example"} if app is chat else None) as socket:
+            assert socket.handshake.status == 403
+            names = [name for name, _ in socket.handshake.headers]
+            assert len(set(names)) == len(names) > 1
+            assert "no-store" in (socket.handshake.header("cache-control") or "")
+            assert (socket.handshake.header("vary") == "Accept, Cookie, Convmem-Visitor, X-Session-ID") == (app is denies)
 
 
 async def test_a_handler_that_takes_no_conversation_costs_no_cookie_and_may_be_opened_from_anywhere(world):
@@ -661,9 +728,6 @@ async def test_ids_that_were_not_handed_out_are_unknown_on_a_socket_too(world):
 
 
 # Origins
-
-
-HOST = {"host": "chat.example"}
 
 
 @pytest.mark.parametrize(
@@ -894,6 +958,31 @@ async def test_a_configuration_error_refuses_sockets_as_it_does_requests():
         assert (socket.handshake.status, socket.code) == (403, 1013)
 
 
+async def test_a_framework_that_makes_a_failure_of_our_error_is_corrected(world):
+    """Litestar closes with 4500 itself, before and after it has accepted; an app that closes with a code of its own is left alone."""
+
+    @litestar.websocket("/ws")
+    async def chat(socket: litestar.WebSocket) -> None:
+        conversation = await get_conversation(socket)  # type: ignore[arg-type]
+        await socket.accept()
+        conversation.append(Message.user("outside"))
+
+    async def polite(websocket: WebSocket) -> None:
+        with suppress(StoreUnavailable):
+            await get_conversation(websocket)
+        await websocket.close(1001)
+
+    client = world.serve(litestar.Litestar([chat]))
+    async with client.socket() as socket:
+        assert await socket.hear() is None
+        assert (socket.code, socket.reason) == (1011, "turn_closed")
+    world.store.fail("load")
+    async with client.socket() as socket:
+        assert (socket.handshake.status, socket.handshake.code) == (503, "store_unavailable")
+    async with world.serve(app_of(polite)).socket() as socket:
+        assert (socket.handshake.status, socket.code) == (403, 1001)
+
+
 async def test_an_error_of_the_app_s_own_reaches_the_server(memory_world):
     """Which logs it and closes the socket; we close nothing that is not about us."""
 
@@ -920,6 +1009,12 @@ async def test_nothing_is_sent_to_a_client_that_is_gone_or_closed(memory_world):
                 await websocket.receive_text()
         conversation.append(Message.user("outside"))
 
+    async def closes_with_1011(websocket: WebSocket) -> None:
+        await get_conversation(websocket)
+        await websocket.close(1011, "mine")
+
+    async with memory_world.serve(app_of(closes_with_1011)).socket() as socket:
+        assert (socket.code, socket.reason, socket.raised) == (1011, "mine", None)
     for text, code in (("close", 1000), ("stay", 0)):
         async with memory_world.serve(app_of(closes_and_raises)).socket() as socket:
             socket.say(text)

@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 
 from convmem import Message, ToolCall, Window
 from convmem.exceptions import ConfigurationError
-from convmem.windows import Turn, View, view
+from convmem.windows import NO_RESULT, Turn, View, view
 
 
 @st.composite
@@ -152,4 +152,162 @@ def test_no_history_is_no_message():
 def test_a_window_that_shows_nothing_is_refused(options):
     """With the values that work."""
     with pytest.raises(ConfigurationError, match=r"use "):
+        Window(**options)
+
+
+# Windows in tokens
+
+
+def by_length(message: Message) -> int:
+    """Count a token for each character, and one for the message: easy to reckon with."""
+    return 1 + len(message.text)
+
+
+def tokens_of(messages) -> int:
+    return sum(map(by_length, messages))
+
+
+token_windows = st.builds(
+    Window,
+    turns=limits,
+    messages=limits,
+    tokens=st.integers(1, 40),
+    counter=st.just(by_length),
+    unfinished=st.sampled_from(["keep", "drop"]),
+    unanswered=st.sampled_from(["drop", "close"]),
+)
+systems = st.lists(message().filter(lambda m: m.role == "system"), max_size=2)
+
+
+@given(st.lists(wild, max_size=6), token_windows, systems, st.lists(message(), max_size=3))
+def test_whatever_was_stored_a_window_in_tokens_is_valid_and_holds(turns, window, pinned, present):
+    """P10, and the budget: only system messages and the present turn, which are never left out, can be more than it."""
+    shown = view(turns, window, pinned=pinned, present=present)
+    spoken = [m for m in shown.messages if m.role != "system"]
+    assert not spoken or spoken[0].role == "user"
+    answers = []
+    for m in present:
+        if m.role != "tool":
+            break
+        answers.append(m)
+    calls = {call.id for m in spoken[-1:] for call in m.tool_calls}
+    _check_pairs([*spoken, *_first_results(answers, calls)] if calls else _without_answered_tail(spoken, answers))
+    if spoken:
+        assert tokens_of(shown.messages) + tokens_of(present) <= (window.tokens or 0)
+
+
+def _first_results(answers, calls):
+    """Return the results among the answers that the last call waits for, each once."""
+    taken = []
+    for m in answers:
+        if m.tool_call_id in calls:
+            calls = calls - {m.tool_call_id}
+            taken.append(m)
+    return taken
+
+
+def _without_answered_tail(spoken, answers):
+    """Return what is shown, with the results that the present turn brings for the last calls."""
+    last = next((i for i in range(len(spoken) - 1, -1, -1) if spoken[i].role != "tool"), None)
+    if last is None:
+        return spoken
+    waiting = {call.id for call in spoken[last].tool_calls} - {m.tool_call_id for m in spoken[last + 1 :]}
+    return [*spoken, *_first_results(answers, waiting)]
+
+
+@given(st.lists(good_turn(), max_size=8), st.integers(1, 60), st.lists(st.just(Message.user("now")), max_size=2))
+def test_a_window_in_tokens_is_the_longest_run_of_whole_turns_that_fits(turns, tokens, present):
+    """Against the naive way: try every length, and count everything each time."""
+    window = Window(turns=None, tokens=tokens, counter=by_length)
+    shown = view(turns, window, present=present)
+    lengths = [
+        k
+        for k in range(len(turns) + 1)
+        if tokens_of(view(turns, Window(turns=k or 1)).messages if k else _only_system(turns)) <= tokens - tokens_of(present)
+    ]
+    best = max(lengths, default=0)
+    if not shown.cut:
+        assert shown.turns == best
+        assert shown.full == (best < len(turns))
+    else:
+        assert best == 0
+        assert shown.turns == 1
+        assert tokens_of(shown.messages) <= tokens - tokens_of(present)
+        assert next(m for m in turns[-1].messages if m.role == "user") in shown.messages
+        left = [m for m in turns[-1].messages if m not in shown.messages]
+        assert left
+
+
+def _only_system(turns):
+    return view(turns[:0], Window(), pinned=[m for t in turns for m in t.messages if m.role == "system"]).messages
+
+
+@given(good_turn(), st.integers(1, 40))
+def test_a_turn_larger_than_the_window_keeps_its_question_and_the_newest_that_fits(turn, tokens):
+    """Nothing in between is skipped, and no unit that would still fit is left out."""
+    shown = view([turn], Window(tokens=tokens, counter=by_length))
+    said = [m for m in turn.messages if m.role != "system"]
+    opening = tokens_of(m for m in turn.messages if m.role == "system") + by_length(said[0])
+    if opening > tokens:
+        assert [m for m in shown.messages if m.role != "system"] == []
+        return
+    spoken = [m for m in shown.messages if m.role != "system"]
+    assert spoken[0] == said[0]
+    assert spoken[1:] == said[len(said) - len(spoken) + 1 :]
+    if len(spoken) < len(said):
+        rest = said[1 : len(said) - len(spoken) + 1]
+        unit = [rest.pop()]
+        while unit[0].role == "tool":
+            unit.insert(0, rest.pop())
+        assert tokens_of(shown.messages) + tokens_of(unit) > tokens
+
+
+def test_system_messages_count_once_wherever_they_stand():
+    """Lifted or in their place, and those that say the same are one."""
+    turns = [Turn((Message.system("be brief"), Message.user(f"q{i}"), Message.assistant(f"a{i}"))) for i in range(3)]
+    cost = 9 + 3 + 3
+    shown = view(turns, Window(tokens=cost, counter=by_length))
+    assert ([m.text for m in shown.messages], shown.turns) == (["be brief", "q2", "a2"], 1)
+    assert view(turns, Window(tokens=cost - 1, counter=by_length)).cut
+    two = view(turns, Window(tokens=2 * cost, counter=by_length))
+    assert ([m.text for m in two.messages], two.turns) == (["be brief", "q1", "a1", "be brief", "q2", "a2"], 2)
+
+
+def test_a_call_without_a_result_is_closed_when_that_is_wished():
+    """By one that says so, the same each time, never stored; real results come first."""
+    calls = [ToolCall(id="x", name="f"), ToolCall(id="y", name="g")]
+    turn = Turn((Message.user("q"), Message.assistant("hm", tool_calls=calls), Message.tool("r", tool_call_id="y")), "interrupted")
+    window = Window(unanswered="close")
+    shown = view([turn], window).messages
+    assert [(m.role, m.text, m.tool_call_id, m.state) for m in shown[2:]] == [
+        ("tool", "r", "y", "interrupted"),
+        ("tool", NO_RESULT, "x", "interrupted"),
+    ]
+    assert shown[1].tool_calls == tuple(calls)
+    assert view([turn], window).messages == shown
+
+
+@pytest.mark.parametrize("unanswered", ["drop", "close"])
+def test_a_result_that_the_present_turn_brings_answers_the_call_before_it(unanswered):
+    """A tool that runs in the browser: the call ended the turn before, its result begins this one."""
+    call = Message.assistant("", tool_calls=[ToolCall(id="x", name="f")])
+    turns = [Turn((Message.user("q"), call))]
+    result = Message.tool("r", tool_call_id="x")
+    window = Window(unanswered=unanswered)
+    assert view(turns, window, present=[result]).messages == (turns[0].messages[0], call)
+    assert len(view(turns, window, present=[Message.user("never mind"), result]).messages) == (1 if unanswered == "drop" else 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"tokens": 0}, r"Window\(tokens=0\): use a whole number from 1"),
+        ({"counter": len}, "give both"),
+        ({"tokens": 5, "counter": 5}, "give both"),
+        ({"unanswered": "keep"}, r"Window\(unanswered='keep'\): use 'drop' or 'close'"),
+    ],
+)
+def test_a_window_that_cannot_work_is_refused(options, sentence):
+    """When the app is built, not when the first long conversation comes."""
+    with pytest.raises(ConfigurationError, match=sentence):
         Window(**options)

@@ -10,6 +10,8 @@ import convmem
 from convmem import Conversation, ConvmemError, Settings
 from convmem.stores.base import Outcome, Store
 
+from tests.servers.commands import SERVERS
+
 from .pages import DOCS, blocks_of
 
 PAGES = DOCS / "reference"
@@ -95,3 +97,9 @@ def test_every_setting_named_anywhere_exists():
     for page in [DOCS.parent / "README.md", *DOCS.rglob("*.md")]:
         named = set(re.findall(r"CONVMEM_[A-Z_]+[A-Z]", page.read_text(encoding="utf-8")))
         assert named <= known, page
+
+
+def test_the_readme_names_the_servers_that_are_tested():
+    """What works with what is a claim; for servers, the table beside it is the one the tests start them from."""
+    row = next(line for line in (DOCS.parent / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("| servers |"))
+    assert {name for name in SERVERS if name in row} == set(SERVERS)

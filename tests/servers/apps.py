@@ -7,7 +7,8 @@ from datetime import timedelta
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from convmem import ConversationMiddleware, Message, SQLiteStore, from_callable, get_conversation
 from convmem.testing import FaultyStore
@@ -65,6 +66,22 @@ class InPieces:
         await send({"type": "http.response.body", "body": b""})
 
 
+async def talk(websocket: WebSocket) -> None:
+    """Make a turn of each message; one that begins with ``slow`` takes a second, ``stuck`` half a minute."""
+    conversation = await get_conversation(websocket)
+    await websocket.accept()
+    async for text in websocket.iter_text():
+        async with conversation.turn():
+            conversation.append(Message.user(text))
+            await conversation.save()
+            facts = {"texts": [message.text for message in conversation.messages], "interrupted": conversation.interrupted}
+            if text.startswith(("slow", "stuck")):
+                await websocket.send_text("began")
+                await asyncio.sleep(1 if text.startswith("slow") else 30)
+            conversation.append(Message.assistant(f"re {text}"))
+        await websocket.send_json({**facts, "owner": conversation.owner, "pid": os.getpid()})
+
+
 routes = [
     Route("/", home),
     Route("/chat", chat, methods=["POST"]),
@@ -72,6 +89,7 @@ routes = [
     Route("/stream", stream, methods=["POST"]),
     Route("/status/{status}", bodyless, methods=["POST", "HEAD"]),
     Route("/pieces", InPieces(), methods=["POST"]),
+    WebSocketRoute("/ws", talk),
 ]
 
 plain = ConversationMiddleware(Starlette(routes=routes))

@@ -130,6 +130,17 @@ class ReadingClauses:
         log = await store.load(writer.key, turns=2, before=5)
         assert (_positions(log), [stored.n for stored in log.pinned]) == ((3, 4), [1])
 
+    async def test_a_page_shows_no_attempt_that_was_superseded_after_it(self, store: Store) -> None:
+        """What is out of sight at the head is out of sight on every page: else a retried question is in the window twice."""
+        writer = Writer(store)
+        await writer.append()
+        await writer.append(writer.entry(turn="again", closing=False))
+        for _ in range(2):
+            await writer.append()
+        writer.token = new_token()
+        await writer.append(writer.entry(turn="again", adds=0))
+        assert _positions(await store.load(writer.key, turns=9, before=4)) == (1, 3)
+
     async def test_an_edit_hides_its_positions_and_nothing_else(self, store: Store) -> None:
         """What a user took back is out of sight; the log itself is never rewritten, so positions go on."""
         writer = Writer(store)

@@ -1,0 +1,61 @@
+"""Sight: what of a loaded log is to be seen: its entries decoded, and what edits have left of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from convmem import windows
+from convmem.messages import Edit, Message, State, decode_body, edited
+from convmem.stores.base import Log, StoredEntry
+
+logger = logging.getLogger("convmem.conversation")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoded:
+    """What was loaded: the messages and edits of each turn, with its state, and what is pinned before them.
+
+    Attributes:
+        corrupt: Positions of entries that cannot be decoded.
+    """
+
+    log: Log
+    turns: tuple[tuple[tuple[Message | Edit, ...], State], ...]
+    pinned: tuple[Message | Edit, ...]
+    corrupt: tuple[int, ...]
+
+    def seen(self, edits: Sequence[Edit] = ()) -> tuple[tuple[windows.Turn, ...], tuple[Message, ...]]:
+        """Return what edits have left of the turns, and of the pinned system messages; `edits` stand behind all of them."""
+        pinned, *rest = edited([self.pinned, *(items for items, _ in self.turns), edits])
+        turns = tuple(windows.Turn(tuple(said), state) for said, (_, state) in zip(rest, self.turns, strict=False) if said)
+        return turns, tuple(message for message in pinned if message.role == "system")
+
+    def behind(self, page: Decoded, log: Log) -> Decoded:
+        """Return these turns behind those of the page before them."""
+        return Decoded(log, (*page.turns, *self.turns), page.pinned, (*page.corrupt, *self.corrupt))
+
+
+def decode(log: Log, *, without: str | None, name: str) -> Decoded:
+    """Decode what was loaded.
+
+    Args:
+        log: It.
+        without: A turn to leave out, because another attempt at it is under way.
+        name: The conversation's, for the log.
+    """
+    corrupt: list[int] = []
+    turns = tuple((tuple(_items(turn.entries, corrupt)), turn.state) for turn in log.turns if turn.id != without)
+    pinned = tuple(_items(log.pinned, corrupt))
+    if corrupt:
+        logger.warning("conversation %s: entries %s cannot be decoded; the rest is loaded", name, corrupt)
+    return Decoded(log, turns, pinned, tuple(corrupt))
+
+
+def _items(entries: Iterable[StoredEntry], corrupt: list[int]) -> Iterable[Message | Edit]:
+    for stored in entries:
+        try:
+            yield from decode_body(stored.entry.body)
+        except ValueError:
+            corrupt.append(stored.n)
