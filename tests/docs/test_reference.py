@@ -9,7 +9,6 @@ import pytest
 import convmem
 from convmem import Conversation, ConvmemError, Settings
 from convmem.stores.base import Outcome, Store
-
 from tests.servers.commands import SERVERS
 
 from .pages import DOCS, blocks_of
