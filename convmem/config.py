@@ -37,7 +37,17 @@ Source = Literal["default", "environment", "file", "argument"]
 KeySource = Literal["environment", "store"]
 
 _SIZES = ("max_message_bytes", "max_turn_bytes")
-_OPENABLE = ("memory", "sqlite")
+_REDIS = ("redis", "rediss", "redis+unix", "redis+cluster", "redis+sentinel")
+_OPENABLE = ("memory", "sqlite", *_REDIS)
+_REDIS_DEFAULTS = {
+    "connect_timeout": "2s",
+    "durability": "none",
+    "replicas": "1",
+    "replicas_timeout": "1s",
+    "timeout": "5s",
+    "unsafe": "warn",
+}
+_REDIS_SYNONYMS = {"socket_connect_timeout": "connect_timeout", "socket_timeout": "timeout"}  # as redis-py calls them
 _NEIGHBOURS = ("REDIS_URL", "DATABASE_URL")
 
 logger = logging.getLogger("convmem")
@@ -320,7 +330,7 @@ class Settings(BaseSettings):
         return format_duration(value) if isinstance(value, timedelta) else _plain_text(value)
 
 
-def open_store(url: str | StoreURL, *, namespace: str = "convmem") -> Store:  # noqa: ARG001 - for stores in a shared server
+def open_store(url: str | StoreURL, *, namespace: str = "convmem") -> Store:
     """Return the store a URL names, without connecting to it; whoever calls this closes it.
 
     Args:
@@ -345,7 +355,9 @@ def open_store(url: str | StoreURL, *, namespace: str = "convmem") -> Store:  # 
             busy_timeout=parse_duration(options.get("busy_timeout", "5s")),
             mode=cast("Literal['rwc', 'rw']", options.get("mode", "rwc")),
         )
-    msg = f"CONVMEM_STORE is {parsed.scheme!r}, a store that comes with a later version; use sqlite or memory now."
+    if parsed.scheme in _REDIS:
+        return _redis(parsed, namespace)
+    msg = f"CONVMEM_STORE is {parsed.scheme!r}, a store that comes with a later version; use redis, sqlite or memory now."
     raise ConfigurationError(msg)
 
 
@@ -355,6 +367,29 @@ def tiktoken_cache() -> Path | None:
     if named is None:
         return Path(tempfile.gettempdir()) / "data-gym-cache"
     return Path(named) if named else None
+
+
+def _redis(url: StoreURL, namespace: str) -> Store:
+    try:
+        from convmem.stores.redis import RedisStore
+        from convmem.stores.redis_address import wire_at
+        from convmem.stores.redis_wire import Patience
+    except ImportError as error:
+        raise ConfigurationError(str(error)) from error
+
+    given = {_REDIS_SYNONYMS.get(name, name): value for name, value in url.options.items()}
+    own = {name: given.get(name, default) for name, default in _REDIS_DEFAULTS.items()}
+    connect, reply, replicas_timeout = (parse_duration(own[name]) for name in ("connect_timeout", "timeout", "replicas_timeout"))
+    patience = Patience(connect.total_seconds(), reply.total_seconds())
+    driver = {name: value for name, value in given.items() if name not in own}
+    return RedisStore(
+        wire_at(url.scheme, url.rest, driver, patience),
+        namespace=namespace,
+        durability=cast("Literal['none', 'replicas']", own["durability"]),
+        replicas=int(own["replicas"]),
+        replicas_timeout=replicas_timeout,
+        unsafe=cast("Literal['warn', 'refuse', 'allow']", own["unsafe"]),
+    )
 
 
 def _plain_text(value: object) -> str:

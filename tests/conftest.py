@@ -1,12 +1,15 @@
 """Rules of every run: what is only for ``--all``, and no test is skipped without a declared reason."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 settings.register_profile("any machine", deadline=None)  # a deadline measures how busy the machine is
 settings.load_profile("any machine")
+
+from tests.wheels import valkey
 
 DECLARED = "declared: "
 UNDECLARED = pytest.StashKey[list[str]]()
@@ -69,3 +72,24 @@ def _note(config: pytest.Config, report: pytest.TestReport | pytest.CollectRepor
     reason = reason.removeprefix("Skipped: ")
     if not reason.startswith(DECLARED):
         config.stash[UNDECLARED].append(f"{report.nodeid}: {reason}")
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[valkey.Valkey]:
+    """Return a server that runs for the whole session; a test that hurts it starts its own."""
+    with valkey.folder() as folder, valkey.server(Path(folder)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey_cluster() -> Iterator[valkey.Cluster]:
+    """Return a cluster that runs for the whole session."""
+    with valkey.folder() as folder, valkey.Cluster(Path(folder)) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def valkey_sentinels() -> Iterator[valkey.Sentinels]:
+    """Return a replicated server behind Sentinels that runs for the whole session."""
+    with valkey.folder() as folder, valkey.Sentinels(Path(folder)) as sentinels:
+        yield sentinels

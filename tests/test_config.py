@@ -17,6 +17,7 @@ from pydantic import SecretStr, ValidationError
 from convmem.config import Settings, StoreURL, open_store, parse_store_url
 from convmem.exceptions import ConfigurationError
 from convmem.stores.memory import MemoryStore
+from convmem.stores.redis import RedisStore
 from convmem.stores.sqlite import SQLiteStore
 from convmem.surroundings import LONGEST_DURATION, format_duration, format_size, parse_duration, parse_size
 
@@ -587,14 +588,14 @@ class TestSurroundings:
     @pytest.mark.parametrize(
         ("variable", "url", "later"),
         [
-            ("REDIS_URL", "rediss://:hush@cache:6379", "rediss"),
-            ("DATABASE_URL", "postgres://somebody:hush@db/x?sslmode=require", "postgresql"),
+            ("REDIS_URL", "rediss://:hush@cache:6379", ""),
+            ("DATABASE_URL", "postgres://somebody:hush@db/x?sslmode=require", " (convmem's postgresql store comes with a later version)"),
         ],
     )
     def test_a_server_that_is_there_but_unused_is_a_notice_with_the_line_to_add(self, variable, url, later):
         """Somebody provisioned it for this; the notice never shows its password."""
         (notice,) = Settings.from_environment({variable: url, "CONVMEM_SECRET_KEY": KEY}).notices
-        assert f"add the line CONVMEM_STORE=${variable} (convmem's {later} store comes with a later version)." in notice
+        assert f"add the line CONVMEM_STORE=${variable}{later}." in notice
         assert "hush" not in notice
         assert Settings.from_environment({variable: url, "CONVMEM_STORE": "memory://", "CONVMEM_SECRET_KEY": KEY}).notices == ()
         with pytest.raises(ConfigurationError, match=rf"For {variable}, add the line CONVMEM_STORE=\${variable}"):
@@ -657,6 +658,9 @@ class TestStoreURL:
             ("sqlite:///x.db?busy_timeout=2.5", "sqlite", "/x.db", (("busy_timeout", "2.5"),)),
             ("redis://", "redis", "", ()),
             ("REDISS://:p%40w@h:6380/1", "rediss", ":p%40w@h:6380/1", ()),
+            ("unix:///run/redis/redis.sock?db=1", "redis+unix", "/run/redis/redis.sock", (("db", "1"),)),
+            ("valkeys://h", "rediss", "h", ()),
+            ("redis://[::1]:6379/0?socket_timeout=3", "redis", "[::1]:6379/0", (("socket_timeout", "3"),)),
             ("redis+cluster://h1:6379,h2:6379", "redis+cluster", "h1:6379,h2:6379", ()),
             ("redis+sentinel://h1:26379,h2:26379/main/0", "redis+sentinel", "h1:26379,h2:26379/main/0", ()),
             ("postgresql://u:p@h/db", "postgresql", "u:p@h/db", ()),
@@ -704,6 +708,27 @@ class TestStoreURL:
             ("host=h password=hush", "CONVMEM_STORE is not a URL; use"),
             ("redis://h\n/0", "CONVMEM_STORE is not a URL; use"),
             ("redis://:a?hush@h/0", "CONVMEM_STORE has an @ after a ?; percent-encode"),
+            (
+                "redis://:a/hush@h/0",
+                "CONVMEM_STORE has no host:port after its ://; percent-encode the characters ? # / @ : of its password",
+            ),
+            ("redis://h/cache", "CONVMEM_STORE has something after its host that is not the number of a database"),
+            (
+                "redis+cluster://h/3",
+                "CONVMEM_STORE has something after its host that is not the number of a database; a cluster has only 0.",
+            ),
+            ("redis://h1,h2", "CONVMEM_STORE has several hosts, and redis takes one; use redis+cluster://h1,h2 or redis+sentinel://"),
+            ("redis+sentinel://h1,h2", "CONVMEM_STORE names no service; use redis+sentinel://host1,host2/SERVICE"),
+            ("unix://run/redis.sock", "CONVMEM_STORE names no socket file; use unix:///run/redis/redis.sock."),
+            ("redis://h?durabilty=replicas", "CONVMEM_STORE has the unknown parameter 'durabilty'; did you mean durability?"),
+            ("redis://h?decode_responses=true", "CONVMEM_STORE has the unknown parameter 'decode_responses'; "),
+            ("redis://h?sentinel_password=hush", "CONVMEM_STORE has the unknown parameter 'sentinel_password'; Redis has "),
+            ("redis://h?ssl_ca_certs=/ca.pem", "CONVMEM_STORE has ssl_ca_certs, which is for TLS; use rediss://."),
+            ("redis://h?durability=always", "CONVMEM_STORE has durability='always'; use none or replicas."),
+            ("redis://h?replicas=2", "CONVMEM_STORE has replicas without durability=replicas"),
+            ("redis://h?durability=replicas&replicas=0", "CONVMEM_STORE has replicas='0'; use a whole number, 1 or more."),
+            ("redis://h?db=-1", "CONVMEM_STORE has db='-1'; use a whole number, 0 or more."),
+            ("redis://h?timeout=soon", "CONVMEM_STORE has a timeout that is 'soon'; use a duration"),
         ],
     )
     def test_a_url_that_names_no_store_is_a_sentence(self, text, sentence):
@@ -748,11 +773,25 @@ class TestOpeningAStore:
         assert (tmp_path / "x.db").exists()
 
     @pytest.mark.parametrize(
-        "url", ["redis://u:hush@h", "rediss://h", "redis+cluster://h", "redis+sentinel://h/main", "postgres://u:hush@h/db"]
+        "url",
+        [
+            "redis://u:hush@h",
+            "rediss://h",
+            "unix:///run/r.sock",
+            "redis+cluster://h",
+            "redis+sentinel://h/main?durability=replicas&replicas=2",
+        ],
     )
-    def test_a_store_of_a_later_version_says_so(self, url):
+    @pytest.mark.asyncio
+    async def test_redis_opens_by_its_urls_and_connects_to_nothing(self, url):
+        """The first call connects."""
+        store = open_store(url)
+        assert isinstance(store, RedisStore)
+        await store.aclose()
+
+    def test_a_store_of_a_later_version_says_so(self):
         """Honest today, and one line to remove tomorrow."""
         with pytest.raises(
-            ConfigurationError, match=r"^CONVMEM_STORE is '\S+', a store that comes with a later version; use sqlite or memory now.$"
+            ConfigurationError, match=r"^CONVMEM_STORE is '\S+', a store that comes with a later version; use redis, sqlite or memory now.$"
         ):
-            open_store(url)
+            open_store("postgres://u:hush@h/db")

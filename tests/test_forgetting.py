@@ -42,6 +42,7 @@ from tests.asgi_client import Client, user_header
 from tests.servers.processes import clean_environment
 
 ROWS = {
+    4: "test_replicas_on_several_hosts_have_a_disk_each_and_ours_meet_in_redis",
     8: "test_an_id_the_client_must_bring_is_lost_with_it_and_ours_is_found_in_whatever_the_app_has",
     9: "test_an_id_opens_the_history_of_another_and_ours_names_one_of_the_callers_own",
     11: "test_a_file_beside_the_process_is_another_for_each_and_ours_says_that_history_is_missing",
@@ -54,6 +55,7 @@ ROWS = {
     28: "test_a_number_comes_back_as_text_and_ours_as_a_number",
     29: "test_nobody_knows_when_it_was_said_and_ours_does",
     31: "test_a_dictionary_made_in_a_call_ends_with_it_and_ours_is_there_wherever_the_call_leads",
+    32: "test_another_store_is_another_program_and_ours_is_another_url",
     33: "test_an_answer_says_nothing_about_its_memory_and_ours_says_all_there_is",
 }
 """The number of each cause, and the test that shows it."""
@@ -365,6 +367,55 @@ def test_the_last_messages_are_all_that_is_kept_and_ours_are_all_that_is_shown()
     small, large = (ours(store=store, window=Window(turns=turns), resolvers=[from_callable(by_user)]) for turns in (1, 10))
     answers = [say(small, text, x_user="ada") for text in "abcd"]
     assert (answers[-1], say(large, "e", x_user="ada")) == (["c", "d"], ["a", "b", "c", "d", "e"])
+
+
+def test_replicas_on_several_hosts_have_a_disk_each_and_ours_meet_in_redis(tmp_path, valkey_server):
+    """Round robin over three, each with files of its own: no affinity is needed where they share a store."""
+    texts = [str(i) for i in range(7)]
+
+    def replica(folder: Path):
+        def usual(text: str):
+            file = folder / "chat.json"
+            history = [*(json.loads(file.read_text()) if file.exists() else []), text]
+            file.write_text(json.dumps(history))
+            return history
+
+        folder.mkdir()
+        return theirs(usual)
+
+    replicas = [replica(tmp_path / name) for name in "abc"]
+    assert [say(replicas[i % 3], text) for i, text in enumerate(texts)][-1] == ["0", "3", "6"]
+
+    def deployment():
+        settings = Settings({}, secret_key=KEY, store=valkey_server.url, namespace=tmp_path.name.replace("_", "-"))
+        return ours(store=None, settings=settings, resolvers=[from_callable(by_user)])
+
+    with deployment() as a, deployment() as b, deployment() as c:
+        answers = [say((a, b, c)[i % 3], text, x_user="ada") for i, text in enumerate(texts)]
+    assert answers == [texts[: i + 1] for i in range(7)]
+
+
+def test_another_store_is_another_program_and_ours_is_another_url(tmp_path, valkey_server):
+    """A dictionary in the notebook, a file on the laptop, Redis in production: what was tried in one is not what runs in the other."""
+
+    def usual(text: str, before: dict | Path):
+        if isinstance(before, dict):
+            return [*before.setdefault("ada", []), text]  # works, and keeps nothing: `setdefault` is not `append`
+        history = [*(json.loads(before.read_text()) if before.exists() else []), text]
+        before.write_text(json.dumps(history))
+        return history
+
+    memory: dict[str, list[str]] = {}
+    in_memory, in_a_file = (theirs(lambda text, before=before: usual(text, before)) for before in (memory, tmp_path / "chat.json"))
+    assert [say(client, text) for client in (in_memory, in_a_file) for text in (NAME, ASKS)] == [[NAME], [ASKS], [NAME], [NAME, ASKS]]
+
+    def transcript(url: str):
+        settings = Settings({}, secret_key=KEY, store=url, namespace=tmp_path.name.replace("_", "-"))
+        with ours(store=None, settings=settings, resolvers=[from_callable(by_user)]) as client:
+            return [say(client, text, x_user=user) for text in (NAME, ASKS) for user in ("ada", "bob")]
+
+    urls = [f"sqlite:///{tmp_path}/c.db", valkey_server.url]
+    assert [transcript(url) for url in urls] == [[[NAME], [NAME], [NAME, ASKS], [NAME, ASKS]]] * 2
 
 
 WATCHED = """

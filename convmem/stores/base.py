@@ -124,7 +124,8 @@ class Entry:
     def __post_init__(self) -> None:
         """Refuse names no store could keep: they are made by us, of printable ASCII, and none is empty."""
         names = (self.id, self.turn, self.token, self.epoch)
-        if not all(names) or not all(name.isascii() and name.isprintable() for name in names):
+        together = "".join(names)
+        if not all(names) or not together.isascii() or not together.isprintable():
             msg = "An entry's id, turn, token and epoch are printable ASCII, and not empty; encode what a client sent."
             raise ValueError(msg)
 

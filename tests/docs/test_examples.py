@@ -12,6 +12,8 @@ The conventions, by the language of a block; each page has a directory of its ow
 - ``js``: with a title; the file is written, and a test runs it in a browser (`test_origins`).
 - ``text``: a picture or a log, nothing to run.
 
+A page whose blocks name ``REDIS_URL`` finds the address of a server there.
+
 A block below ``<!-- not run: reason -->`` is left alone, and has to be listed here. Warnings are errors everywhere.
 """
 
@@ -56,9 +58,23 @@ def directory(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
+@pytest.fixture
+def servers(request, monkeypatch):
+    """Set the variable a page names for the address of a server, to a real one; each page finds it empty."""
+
+    def start(page):
+        if any(re.search(r"\bREDIS_URL\b", block.code) for block in blocks_of(page)):
+            server = request.getfixturevalue("valkey_server")
+            server.ask("FLUSHALL")
+            monkeypatch.setenv("REDIS_URL", server.url)
+
+    return start
+
+
 @pytest.mark.parametrize("page", [pytest.param(page, id=name_of(page)) for page in pages() if blocks_of(page)])
-def test_every_code_block_runs(page, directory, monkeypatch):
+def test_every_code_block_runs(page, directory, servers, monkeypatch):
     """An example that does not work is worse than none: it is the first thing a reader tries."""
+    servers(page)
     namespace = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", namespace)
     blocks = [block for block in blocks_of(page) if block.not_run is None]

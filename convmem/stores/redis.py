@@ -1,0 +1,506 @@
+"""RedisStore: one script for each verb, one round trip each, on Redis 6.2 or later or Valkey: one node, Sentinel, a cluster.
+
+The scripts are in `lua/redis/`, the layout is told in `row.lua` and `redis_layout.py`, the way to the server is `redis_wire.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import warnings
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from math import isfinite
+from typing import Any, ClassVar, Literal, NamedTuple
+
+try:
+    from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError, ResponseError
+except ImportError as error:  # pragma: no cover - tests/packaging looks
+    msg = 'RedisStore needs: pip install "convmem[redis]"'
+    raise ImportError(msg) from error
+
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.connection import AbstractConnection
+
+from convmem.exceptions import ConfigurationError, StoreUnavailable
+from convmem.identifiers import new_token
+from convmem.keys import RESERVED_OWNER, SessionKey
+from convmem.stores import redis_layout as layout
+from convmem.stores.base import (
+    Appended,
+    Entry,
+    Head,
+    Health,
+    Holder,
+    Kind,
+    Lease,
+    Listed,
+    Log,
+    Lookup,
+    Outcome,
+    Page,
+    Store,
+    key_of_owner,
+    page_cursor,
+    read_page_cursor,
+)
+from convmem.stores.redis_server import Report
+from convmem.stores.redis_wire import Acks, Address, ClusterWire, Lost, Part, Patience, SingleWire, Wire, pack
+
+Durability = Literal["none", "replicas"]
+Unsafe = Literal["warn", "refuse", "allow"]
+
+_OUTCOMES = (Outcome.STORED, Outcome.DUPLICATE, Outcome.CONFLICT, Outcome.FENCED, Outcome.GAP, Outcome.GONE)
+_SURELY_OVER = timedelta(hours=1)
+_LAG = timedelta(minutes=1)
+"""How far an index may be behind a conversation, by two nodes' clocks and a trip between, before it missed an append."""
+_SCANS = 20
+
+
+class UnsafeRedisWarning(UserWarning):
+    """The server is set up so that it may lose conversations; the message says how, and what to set."""
+
+
+class RedisStore(Store):
+    """A store in a Redis or Valkey server, behind Sentinels, or in a cluster.
+
+    Args:
+        client: A `redis.asyncio.Redis` (from a Sentinel's `master_for` too) or `RedisCluster`: it says where the server is and
+            how to sign in. The store opens connections of its own by it, two at most for each node and event loop; the client
+            itself is neither used nor closed. A `Wire` of `convmem.stores.redis_wire` carries the calls itself; it is closed.
+        namespace: What every key begins with.
+        durability: ``replicas`` acknowledges an append only when so many replicas have it.
+        replicas: How many, with ``durability="replicas"``.
+        replicas_timeout: How long they are waited for; after that the outcome is unknown.
+        patience: How long a call waits for a connection, all attempts together, and for its reply.
+        unsafe: What happens at the first call when the server is set up so that it may lose conversations: an
+            `UnsafeRedisWarning`, a `ConfigurationError`, or nothing.
+    """
+
+    name: ClassVar[str] = "redis"
+    reach: ClassVar[Literal["process", "host", "network"]] = "network"
+
+    def __init__(
+        self,
+        client: Redis | RedisCluster | Wire,
+        *,
+        namespace: str = "convmem",
+        durability: Durability = "none",
+        replicas: int = 1,
+        replicas_timeout: timedelta = timedelta(seconds=1),
+        patience: Patience = Patience(),  # noqa: B008 - frozen
+        unsafe: Unsafe = "warn",
+    ) -> None:
+        """Remember where; the first call connects."""
+        wire = client if isinstance(client, Wire) else _wire_of(client, patience)
+        self._wire = wire
+        self._keys = layout.Keys(namespace)
+        milliseconds = max(1, replicas_timeout // timedelta(milliseconds=1))
+        self._acks = Acks(replicas, milliseconds) if durability == "replicas" else None
+        self._unsafe = unsafe
+        self._looked = False
+
+    async def load(
+        self,
+        key: SessionKey,
+        *,
+        turns: int | None = None,
+        messages: int | None = None,
+        before: int | None = None,
+        turn: str | None = None,
+        lease: Lease | None = None,
+    ) -> Log:
+        """See `Store.load`."""
+        limits = " ".join("-" if limit is None else str(limit) for limit in (turns, messages, before)).encode()
+        looked_up = (b"", b"") if turn is None else (layout.turn_field(turn), layout.pack_name(turn))
+        wanted = (b"", 0) if lease is None else (layout.pack_name(lease.token), _milliseconds(lease.term))
+        reply = await self._run("load", self._keys.of(key), (limits, *looked_up, *wanted))
+        now, head, expired, deleted, ended, held, taken, till, state, position, visible, window, pins = reply
+        holder = Holder()
+        if held:
+            holder = Holder(layout.unpack_only(held), timedelta(microseconds=now - taken), timedelta(microseconds=till - now))
+        found = None if turn is None else Lookup(state.decode(), position, bool(visible))
+        at = layout.unpack_head(head)
+        if expired:
+            at = Head(at.epoch, at.n, at.id, 0, at.n)
+        return Log(
+            at,
+            tuple(reversed(list(layout.unpack_window(window, at.epoch)))),
+            tuple(layout.unpack_window(pins, at.epoch)),
+            holder,
+            found,
+            expired=bool(expired),
+            deleted_at=layout.moment(deleted) if head[4] else None,
+            ended=layout.unpack_ended(ended),
+        )
+
+    async def append(self, key: SessionKey, after: Head, entry: Entry, *, ttl: timedelta | None = None, release: bool = False) -> Appended:
+        """See `Store.append`."""
+        milliseconds = 0 if ttl is None else _milliseconds(ttl)
+        numbers = (
+            f"{after.n} {entry.turns} {entry.start} {entry.closing:d} {entry.kind is Kind.TURN:d} {milliseconds} {release:d} "
+            f"{self._acks is not None:d}"
+        )
+        args = (
+            numbers.encode(),
+            after.epoch.encode(),
+            layout.pack_name(after.id),
+            entry.epoch.encode(),
+            layout.positions(entry.pinned),
+            layout.positions(entry.hides),
+            layout.turn_field(entry.turn),
+            layout.pack_entry(entry),
+        )
+        keys = self._keys.of(key)
+        reply: Any
+        if not _is_listed(key):
+            reply = await self._run("append", keys, args, acks=self._acks)
+        elif not self._wire.is_cluster:
+            reply = await self._run("append", (*keys, self._keys.index(key)), (*args, key.session_id.encode()), acks=self._acks)
+        else:
+            reply = await self._append_apart(key, after, keys, args, milliseconds)
+        if isinstance(reply, int):
+            return Appended(_OUTCOMES[reply], entry.head_at(after.n + 1))
+        return Appended(_OUTCOMES[reply[0]], layout.unpack_head(reply[1]))
+
+    async def _append_apart(self, key: SessionKey, after: Head, keys: Sequence[bytes], args: Sequence[bytes], ttl: int) -> Any:
+        """Append where the owner's index is on another node.
+
+        A first append is listed before it is stored, so that no crash leaves a conversation that no list shows; a listed one
+        that was never stored is dropped by a later list. An append that follows is listed at the same time.
+        """
+        enlist = (self._keys.index(key),), (key.session_id.encode(), ttl)
+        if not after.epoch:
+            await self._run("enlist", *enlist, acks=self._acks, operation="append", changes=False)
+            return await self._run("append", keys, args, acks=self._acks)
+        reply: Any
+        reply, _ = await asyncio.gather(
+            self._run("append", keys, args, acks=self._acks), self._run("enlist", *enlist, operation="append"), return_exceptions=True
+        )
+        if isinstance(reply, BaseException):
+            raise reply
+        return reply
+
+    async def renew(self, key: SessionKey, lease: Lease, head: Head) -> bool:
+        """See `Store.renew`."""
+        args = (layout.pack_name(lease.token), _milliseconds(lease.term), head.epoch.encode(), head.n, layout.pack_name(head.id))
+        return bool(await self._run("renew", self._keys.of(key), args))
+
+    async def release(self, key: SessionKey, token: str) -> None:
+        """See `Store.release`."""
+        await self._run("release", self._keys.of(key), (layout.pack_name(token),))
+
+    async def list(
+        self,
+        owner: str | None,
+        *,
+        tenant: str | None = "",
+        after: str | None = None,
+        limit: int = 50,
+        written_before: datetime | None = None,
+    ) -> Page:
+        """See `Store.list`."""
+        if owner is None:
+            return await self._walk(tenant, after, limit, written_before)
+        beyond = read_page_cursor(after)
+        if beyond is not None and not isfinite(beyond[0]):
+            msg = "after is not a cursor of a page of conversations."
+            raise ValueError(msg)
+        place = None if beyond is None else (beyond[0], beyond[1])
+        index = self._keys.index(key_of_owner(owner, tenant))
+        items: list[tuple[float, _Row]] = []
+        while len(items) <= limit:
+            wanted = limit + 1 - len(items)
+            now, found = await self._browse(index, "down", place, wanted)
+            for (score, session), row in zip(found, await self._peek(index, found), strict=True):
+                if await self._is_there(index, session, score, row, now) and not row.expired and _is_older(row, written_before):
+                    items.append((score, row))
+            if len(found) < wanted:
+                break
+            place = found[-1]
+        for score, row in items[:limit]:  # one on a later page must not move in front of this one
+            if layout.moment(row.updated) - layout.moment(int(score)) > _LAG:
+                await self._command("list", index, "ZADD", index, "XX", "GT", row.updated, row.key.session_id)
+        cursor = page_cursor(items[limit - 1][0], items[limit - 1][1].key.session_id) if len(items) > limit else None
+        return Page(tuple(row.listed() for _, row in items[:limit]), cursor)
+
+    async def _browse(
+        self, index: bytes, direction: str, place: tuple[float, str] | None, limit: int
+    ) -> tuple[datetime, Sequence[tuple[float, str]]]:
+        """Return the server's time, and so many sessions of an index with their scores."""
+        score, session = ("", "") if place is None else (f"{place[0]:.0f}", place[1])
+        args = (direction, score, session.encode("utf-8", "replace"), limit)
+        now, page = await self._run("browse", (index,), args, operation="list")
+        return layout.moment(now), [(float(score), session.decode()) for session, score in zip(page[::2], page[1::2], strict=True)]
+
+    async def _peek(self, index: bytes, found: Sequence[tuple[float, str]]) -> Sequence[_Row]:
+        """Return the facts of an index's sessions, all in one trip to each node."""
+        tenant, owner = self._keys.owner_of(index)
+        keys = [SessionKey.of_path((tenant, owner, session)) for _, session in found]
+        replies = await asyncio.gather(*(self._run("peek", self._keys.of(key), (), operation="list") for key in keys))
+        return [_Row.of(key, reply) for key, reply in zip(keys, replies, strict=True)]
+
+    async def _is_there(self, index: bytes, session: str, score: float, row: _Row, now: datetime) -> bool:
+        """Return whether a listed conversation exists; take it out of the index where it surely does not."""
+        if row.head.epoch:
+            return True
+        if now - layout.moment(int(score)) > _SURELY_OVER:  # the append that was to follow its listing is not under way any more
+            await self._run("forget", (index,), (session.encode(), f"{score:.0f}".encode()), operation="list")
+        return False
+
+    async def _walk(self, tenant: str | None, after: str | None, limit: int, written_before: datetime | None) -> Page:
+        """Go through every owner's index; a walk that a server's restart interrupts begins anew, for no scan survives it."""
+        place = _Place.read(after)
+        nodes = await self._nodes("list")
+        servers = [await self._identity(node) for node in nodes]
+        if place.servers != servers or not 0 <= place.node <= len(nodes):
+            place = _Place(servers, 0, "0", [], None)
+        items: list[Listed] = []
+        for _ in range(_SCANS):
+            while place.indexes and len(items) < limit:
+                index = place.indexes[0].encode()
+                wanted = limit - len(items)
+                now, found = await self._browse(index, "up", place.within, wanted)
+                for (score, session), row in zip(found, await self._peek(index, found), strict=True):
+                    if await self._is_there(index, session, score, row, now) and _is_older(row, written_before):
+                        items.append(row.listed())
+                place = place._replace(within=found[-1]) if len(found) == wanted else place._replace(indexes=place.indexes[1:], within=None)
+            if items or place.node == len(nodes):
+                break
+            cursor, keys = await self._on(nodes[place.node], "list", "SCAN", place.scan, "MATCH", self._keys.indexes(tenant), "COUNT", 500)
+            over = cursor == b"0"
+            place = place._replace(node=place.node + over, scan=cursor.decode(), indexes=[key.decode() for key in keys])
+        done = place.node == len(nodes) and not place.indexes
+        return Page(tuple(items), None if done else place.text())
+
+    async def delete(self, key: SessionKey, *, at: Head | None = None) -> bool:
+        """See `Store.delete`."""
+        only = (b"", b"", b"") if at is None else (at.epoch.encode(), str(at.n).encode(), layout.pack_name(at.id))
+        args = (layout.pack_name(new_token()), *only)
+        keys, index, session = self._keys.of(key), self._keys.index(key), key.session_id.encode()
+        if not _is_listed(key):
+            return bool(await self._run("delete", keys, args, acks=self._acks))
+        if not self._wire.is_cluster:
+            return bool(await self._run("delete", (*keys, index), (*args, session), acks=self._acks))
+        score = await self._command("delete", index, "ZSCORE", index, session)
+        existed = bool(await self._run("delete", keys, args, acks=self._acks))
+        if score is not None and (existed or at is None):
+            await self._run("forget", (index,), (session, score), operation="delete", changes=False)
+        return existed
+
+    async def check(self) -> Health:
+        """See `Store.check`. It looks at every node that holds keys.
+
+        Raises:
+            ConfigurationError: A server is too old, or is set up so that it may lose conversations and `unsafe` is ``refuse``.
+        """
+        reports = await self._look("check")
+        probe = b"%s:check:%s" % (self._keys.namespace, new_token().encode())
+        await self._command("check", probe, "SET", probe, "1", "PX", 10_000)
+        if await self._command("check", probe, "GETDEL", probe) != b"1":
+            raise StoreUnavailable(self.name, "check", "the server did not keep what was written")
+        confirmed = f"; confirmed by {self._acks.replicas} of its replicas" if self._acks else ""
+        software = ", ".join(dict.fromkeys(report.software for report in reports))
+        durability = "; ".join(dict.fromkeys(report.durability for report in reports))
+        return Health(self.name, self._wire.location, durability + confirmed, software)
+
+    async def aclose(self) -> None:
+        """See `Store.aclose`. A later call connects again."""
+        await self._wire.aclose()
+
+    async def _look(self, operation: str) -> Sequence[Report]:
+        """Ask the servers what they are, and say once what of it is dangerous."""
+        reports = [await self._report(node, operation) for node in await self._nodes(operation)]
+        for report in reports:
+            if report.too_old:
+                raise ConfigurationError(report.too_old)
+        dangers = list(dict.fromkeys(danger for report in reports for danger in report.dangers))
+        if self._acks and any(report.version and report.replicas < self._acks.replicas for report in reports):
+            dangers.append(
+                f"Redis has fewer replicas than the {self._acks.replicas} that have to confirm each append; connect more, or all fail."
+            )
+        if dangers and self._unsafe == "refuse":
+            raise ConfigurationError(" ".join(dangers))
+        if not self._looked and self._unsafe == "warn":
+            for danger in dangers:
+                warnings.warn(danger, UnsafeRedisWarning, stacklevel=2)
+        self._looked = True
+        return reports
+
+    async def _report(self, node: Address | None, operation: str) -> Report:
+        answers: list[Any] = []
+        for command in (("INFO",), ("CONFIG", "GET", "appendfsync"), ("CONFIG", "GET", "save")):
+            try:
+                answers.append(await self._on(node, operation, *command))
+            except _Refused:  # a managed service says less
+                answers.append(b"" if command == ("INFO",) else [])
+        return Report.of(answers[0], [*_pairs(answers[1]), *_pairs(answers[2])])
+
+    async def _identity(self, node: Address | None) -> str:
+        """Return what changes when a server starts anew, as far as it says so."""
+        try:
+            info = await self._on(node, "list", "INFO", "server")
+        except _Refused:
+            return ""
+        return next((line[7:].decode() for line in info.splitlines() if line.startswith(b"run_id:")), "")
+
+    async def _nodes(self, operation: str) -> Sequence[Address | None]:
+        try:
+            return await self._wire.primaries()
+        except (Lost, RedisError) as error:
+            raise self._unavailable(operation, error, changes=False) from error
+
+    async def _on(self, node: Address | None, operation: str, *command: Part) -> Any:
+        try:
+            return await self._wire.ask(node, *command)
+        except AuthenticationError as error:
+            raise self._unavailable(operation, error, changes=False) from error
+        except ResponseError as error:
+            raise _Refused(str(error)) from error
+        except (Lost, RedisError) as error:
+            raise self._unavailable(operation, error, changes=False) from error
+
+    async def _command(self, operation: str, key: bytes, *command: Part) -> Any:
+        try:
+            return (await self._wire.send(key, pack(*command)))[0]
+        except (Lost, RedisError) as error:
+            raise self._unavailable(operation, error, changes=False) from error
+
+    async def _run(
+        self,
+        verb: str,
+        keys: Sequence[bytes],
+        args: Sequence[Part],
+        *,
+        acks: Acks | None = None,
+        operation: str = "",
+        changes: bool | None = None,
+    ) -> Any:
+        """Run a verb's script.
+
+        Args:
+            acks: Wait for replicas.
+            operation: The verb of the contract it is part of, when that has another name.
+            changes: Whether a lost reply leaves it unknown what happened; None for the verbs that store and delete.
+        """
+        operation = operation or verb
+        if not self._looked:
+            await self._look(operation)
+        changes = verb in ("append", "delete") if changes is None else changes
+        try:
+            reply, confirmed = await self._wire.run(layout.script(verb), keys, args, acks, again=verb not in ("append", "delete"))
+        except (Lost, RedisError) as error:
+            raise self._unavailable(operation, error, changes=changes) from error
+        if acks and confirmed < acks.replicas and isinstance(reply, int):
+            reason = f"{confirmed} of {acks.replicas} replicas have confirmed it in time"
+            raise StoreUnavailable(self.name, operation, reason, unknown=changes)
+        return reply
+
+    def _unavailable(self, operation: str, error: Exception, *, changes: bool) -> StoreUnavailable:
+        unknown = changes and isinstance(error, Lost) and error.sent
+        if isinstance(error, OutOfMemoryError):
+            reason = "the server has reached its maxmemory and refuses to write; raise maxmemory, or delete conversations"
+        elif isinstance(error, AuthenticationError):
+            reason = f"the server refused the user name or the password: {error}"
+        else:
+            reason = str(error) or type(error).__name__
+        return StoreUnavailable(self.name, operation, reason, unknown=unknown)
+
+
+class _Refused(Exception):
+    """The server answers, and not this."""
+
+
+class _Row(NamedTuple):
+    """What a list needs of a conversation; a head without epoch when it is absent."""
+
+    key: SessionKey
+    head: Head
+    created: int
+    updated: int
+    expired: bool
+
+    @classmethod
+    def of(cls, key: SessionKey, reply: Sequence[Any]) -> _Row:
+        head, created, updated, expired = reply
+        return cls(key, layout.unpack_head(head), int(created), int(updated), bool(expired))
+
+    def listed(self) -> Listed:
+        created, updated = layout.moment(self.created), layout.moment(self.updated)
+        return Listed(self.key, self.head.turns, created, updated, self.head.revision, self.expired)
+
+
+class _Place(NamedTuple):
+    """Where a walk through all owners stands.
+
+    Attributes:
+        servers: The servers it goes through; a walk begins anew when they changed.
+        node: Which of them it is at; their number when all were scanned.
+        scan: The cursor of the scan there.
+        indexes: Found and not yet read.
+        within: How far the first of these was read.
+    """
+
+    servers: list[str]
+    node: int
+    scan: str
+    indexes: list[str]
+    within: tuple[float, str] | None
+
+    @classmethod
+    def read(cls, after: str | None) -> _Place:
+        if after is None:
+            return cls([""], -1, "0", [], None)
+        try:
+            servers, node, scan, indexes, within = json.loads(urlsafe_b64decode(after.encode()))
+            place = cls(list(servers), int(node), str(int(scan)), list(map(str, indexes)), within and (float(within[0]), str(within[1])))
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            msg = "after is not a cursor of a walk through conversations."
+            raise ValueError(msg) from error
+        return place
+
+    def text(self) -> str:
+        return urlsafe_b64encode(json.dumps(self, separators=(",", ":")).encode()).decode()
+
+
+def _is_older(row: _Row, than: datetime | None) -> bool:
+    return than is None or layout.moment(row.updated) < than
+
+
+def _is_listed(key: SessionKey) -> bool:
+    """Return whether an owner has this conversation; what convmem keeps for itself is in no list."""
+    return not key.owner.startswith(RESERVED_OWNER)
+
+
+def _milliseconds(duration: timedelta) -> int:
+    return max(1, -(-duration // timedelta(milliseconds=1)))
+
+
+def _pairs(answer: Any) -> list[bytes]:
+    """Return a reply of CONFIG GET as a flat list, whatever the protocol."""
+    if isinstance(answer, dict):
+        return [item for pair in answer.items() for item in pair]
+    return list(answer)
+
+
+def _wire_of(client: Redis | RedisCluster, patience: Patience) -> Wire:
+    if isinstance(client, RedisCluster):
+        nodes = client.get_nodes() or list(client.nodes_manager.startup_nodes.values())
+        kind, kwargs = nodes[0].connection_class, {**nodes[0].connection_kwargs}
+        for name in ("host", "port"):
+            kwargs.pop(name, None)
+
+        async def to(address: Address) -> AbstractConnection:
+            return kind(**kwargs, host=address[0], port=address[1])
+
+        return ClusterWire(to, [(node.host, int(node.port)) for node in nodes], patience, ",".join(node.name for node in nodes))
+    pool = client.connection_pool
+
+    async def make() -> AbstractConnection:
+        made: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
+        return made
+
+    kwargs = pool.connection_kwargs
+    location = kwargs.get("path") or f"{kwargs.get('host', 'the primary named by Sentinels')}:{kwargs.get('port', 6379)}"
+    return SingleWire(make, patience, str(location))
