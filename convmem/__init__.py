@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from convmem.middleware import ConversationMiddleware as ConversationMiddleware
     from convmem.stores.base import Store as Store
     from convmem.stores.memory import MemoryStore as MemoryStore
+    from convmem.stores.postgres import PostgresStore as PostgresStore
     from convmem.stores.redis import RedisStore as RedisStore
     from convmem.stores.sqlite import SQLiteStore as SQLiteStore
     from convmem.windows import Window as Window
@@ -127,6 +128,7 @@ _HOMES = {
     "convmem.middleware": ("ConversationMiddleware",),
     "convmem.stores.base": ("Store",),
     "convmem.stores.memory": ("MemoryStore",),
+    "convmem.stores.postgres": ("PostgresStore",),
     "convmem.stores.redis": ("RedisStore",),
     "convmem.stores.sqlite": ("SQLiteStore",),
     "convmem.windows": ("Window",),

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from starlette.requests import HTTPConnection
 
-from convmem.config import Settings, open_store
+from convmem.config import Settings
 from convmem.connection import SCOPE_KEY
 from convmem.context import current, work_around
 from convmem.conversation import Conversation, work_of
@@ -165,7 +165,7 @@ async def _ledger(store: Store | None) -> AsyncGenerator[Ledger, None]:
         yield work.ledger
         return
     settings = Settings.from_environment()
-    opened = store or open_store(settings.store_url, namespace=settings.namespace)
+    opened = store or settings.open_store()
     ledger = Ledger(opened, rules_of(settings))
     try:
         yield ledger

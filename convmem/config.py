@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from convmem import setting_types as types
 from convmem.exceptions import ConfigurationError
+from convmem.store_parameters import POSTGRES_OPTIONS, REDIS_SCHEMES
 from convmem.store_url import Reach, StoreURL, parse_store_url
 from convmem.surroundings import (
     PREFIX,
@@ -37,8 +38,6 @@ Source = Literal["default", "environment", "file", "argument"]
 KeySource = Literal["environment", "store"]
 
 _SIZES = ("max_message_bytes", "max_turn_bytes")
-_REDIS = ("redis", "rediss", "redis+unix", "redis+cluster", "redis+sentinel")
-_OPENABLE = ("memory", "sqlite", *_REDIS)
 _REDIS_DEFAULTS = {
     "connect_timeout": "2s",
     "durability": "none",
@@ -153,7 +152,13 @@ class Settings(BaseSettings):
     state_key: types.StateKey = Field(
         "conversation", description="The name of the conversation at request.state; an empty text puts nothing there."
     )
-    namespace: types.Namespace = Field("convmem", description="What keys and tables in a shared server begin with.")
+    namespace: types.Namespace = Field(
+        "convmem",
+        description="What is convmem's own in a shared server: the schema of the tables in PostgreSQL, the beginning of other keys.",
+    )
+    migrate: Annotated[Literal["auto", "check", "off"], types.Choice] = Field(
+        "auto", description="What a worker does about missing tables: make them (auto), say so at the first call (check), not look (off)."
+    )
 
     _sources: dict[str, Source]
     _platform: str | None
@@ -246,13 +251,21 @@ class Settings(BaseSettings):
             ConfigurationError: None was named on a platform where each instance would get a file of its own.
         """
         if self._sources["store"] == "default" and self._platform:
-            have = f" For {self._neighbour[0]}, add the line {_line(*self._neighbour)}." if self._neighbour else ""
+            have = f" For {self._neighbour[0]}, add the line CONVMEM_STORE=${self._neighbour[0]}." if self._neighbour else ""
             msg = (
                 f"CONVMEM_STORE is unset on {self._platform}: each instance would have its own memory; set it to a store that all of them "
                 f"share, or to sqlite:////PATH when one instance with a disk that stays is what you have.{have}"
             )
             raise ConfigurationError(msg)
         return self.store.absolute()
+
+    def open_store(self) -> Store:
+        """Return the store to use, without connecting to it; whoever calls this closes it.
+
+        Raises:
+            ConfigurationError: As `store_url`, and as the function of this name.
+        """
+        return open_store(self.store_url, namespace=self.namespace, migrate=self.migrate)
 
     @property
     def signing_keys(self) -> tuple[bytes, ...]:
@@ -304,7 +317,7 @@ class Settings(BaseSettings):
         if reach is None and self._neighbour and self._sources["store"] == "default":
             notices.append(
                 f"CONVMEM_STORE is unset, so conversations are kept in {self.store.absolute()}; to keep them where {self._neighbour[0]} "
-                f"points, add the line {_line(*self._neighbour)}."
+                f"points, add the line CONVMEM_STORE=${self._neighbour[0]}."
             )
         if not self.secret_key and (reach or self.store.reach) != "network":
             lost = ", which a restart loses" if (reach or self.store.reach) == "process" else ""
@@ -330,15 +343,16 @@ class Settings(BaseSettings):
         return format_duration(value) if isinstance(value, timedelta) else _plain_text(value)
 
 
-def open_store(url: str | StoreURL, *, namespace: str = "convmem") -> Store:
+def open_store(url: str | StoreURL, *, namespace: str = "convmem", migrate: Literal["auto", "check", "off"] = "auto") -> Store:
     """Return the store a URL names, without connecting to it; whoever calls this closes it.
 
     Args:
         url: As `parse_store_url` reads it. A relative SQLite path starts at the working directory of this moment.
-        namespace: What keys and tables begin with in a server shared with others; a file is not shared.
+        namespace: What is convmem's own in a server shared with others, PostgreSQL's schema; a file is not shared.
+        migrate: What is done about missing tables of PostgreSQL; see `PostgresStore`.
 
     Raises:
-        ConfigurationError: The URL names no store, or one this version does not have.
+        ConfigurationError: The URL names no store, or one this version does not have, or its driver is not installed.
     """
     parsed = (url if isinstance(url, StoreURL) else parse_store_url(url)).absolute()
     if parsed.scheme == "memory":
@@ -355,10 +369,10 @@ def open_store(url: str | StoreURL, *, namespace: str = "convmem") -> Store:
             busy_timeout=parse_duration(options.get("busy_timeout", "5s")),
             mode=cast("Literal['rwc', 'rw']", options.get("mode", "rwc")),
         )
-    if parsed.scheme in _REDIS:
-        return _redis(parsed, namespace)
-    msg = f"CONVMEM_STORE is {parsed.scheme!r}, a store that comes with a later version; use redis, sqlite or memory now."
-    raise ConfigurationError(msg)
+    if parsed.scheme == "postgresql":
+        return _postgres(parsed, namespace, migrate)
+    assert parsed.scheme in REDIS_SCHEMES
+    return _redis(parsed, namespace)
 
 
 def tiktoken_cache() -> Path | None:
@@ -389,6 +403,26 @@ def _redis(url: StoreURL, namespace: str) -> Store:
         replicas=int(own["replicas"]),
         replicas_timeout=replicas_timeout,
         unsafe=cast("Literal['warn', 'refuse', 'allow']", own["unsafe"]),
+    )
+
+
+def _postgres(url: StoreURL, schema: str, migrate: Literal["auto", "check", "off"]) -> Store:
+    try:
+        from convmem.stores.postgres import PostgresStore
+    except ModuleNotFoundError as error:
+        msg = 'PostgresStore needs: pip install "convmem[postgres]"'
+        raise ConfigurationError(msg) from error
+
+    options = url.options
+    return PostgresStore.at(
+        url.without(*POSTGRES_OPTIONS).secret_text,
+        schema=schema,
+        migrate=migrate,
+        timeout=parse_duration(options.get("timeout", "5s")),
+        unsafe=cast("Literal['warn', 'refuse', 'allow']", options.get("unsafe", "warn")),
+        pool_max=int(options.get("pool_max", "10")),
+        pool_min=int(options.get("pool_min", "1")),
+        statement_cache_size=int(options["statement_cache_size"]) if "statement_cache_size" in options else None,
     )
 
 
@@ -434,8 +468,3 @@ def _neighbour(environ: Mapping[str, str]) -> tuple[str, StoreURL] | None:
         if url.reach == "network":
             return variable, url
     return None
-
-
-def _line(variable: str, url: StoreURL) -> str:
-    later = "" if url.scheme in _OPENABLE else f" (convmem's {url.scheme} store comes with a later version)"
-    return f"CONVMEM_STORE=${variable}{later}"

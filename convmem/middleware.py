@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from convmem.config import Settings, open_store, tiktoken_cache
+from convmem.config import Settings, tiktoken_cache
 from convmem.connection import SCOPE_KEY, Services
 from convmem.exceptions import ConfigurationError, ConvmemError, StoreUnavailable
 from convmem.exchange import Exchange
@@ -128,7 +128,7 @@ class ConversationMiddleware:
             _need_asyncio()
             settings = self._given_settings or Settings.from_environment()
             given = self._given_store
-            store = given or open_store(settings.store_url, namespace=settings.namespace)
+            store = given or settings.open_store()
             settings.announce(None if given is None else given.reach)
         except ConfigurationError as error:
             self._wrong = error

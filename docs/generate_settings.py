@@ -30,7 +30,6 @@ TAIL = """
 - **None**: the word `none`.
 - A variable that is set to nothing counts as unset, except `CONVMEM_STATE_KEY`.
 
-`CONVMEM_NAMESPACE` is checked and has no effect yet, because no store of this version shares a server with others.
 `CONVMEM_RETENTION` comes with a later version; setting it stops the start with a sentence that says so.
 
 ## Secrets from files
@@ -44,7 +43,8 @@ variable and its file is an error. No secret is ever in a log, an error or the o
 | --- | --- |
 | `sqlite:///convmem.db` | A file relative to the working directory; `sqlite:////var/lib/app/convmem.db` is absolute. |
 | `memory://` | The process's own memory, gone with it. |
-| `redis://…`, `postgresql://…` | Recognised, and refused: these stores come with later versions. |
+| `postgresql://user@host/database` | A PostgreSQL database, for workers on any number of hosts: see [the how-to](../how-to/postgres.md). |
+| `redis://…` | Recognised, and refused: this store comes with a later version. |
 
 Parameters of an SQLite URL: `mode=rwc` (default) or `rw`, which says that the file must exist; `synchronous=full` (default), `normal`
 or `extra`, see [the decision about SQLite](../decisions/0004-two-lanes-for-sqlite.md); `busy_timeout=5s`. An unknown one is an error.

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.wheels import valkey
+
+pytest_plugins = ["tests.wheels.postgres"]
 settings.register_profile("any machine", deadline=None)  # a deadline measures how busy the machine is
 settings.load_profile("any machine")
-
-from tests.wheels import valkey
 
 DECLARED = "declared: "
 UNDECLARED = pytest.StashKey[list[str]]()

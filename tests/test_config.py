@@ -17,6 +17,7 @@ from pydantic import SecretStr, ValidationError
 from convmem.config import Settings, StoreURL, open_store, parse_store_url
 from convmem.exceptions import ConfigurationError
 from convmem.stores.memory import MemoryStore
+from convmem.stores.postgres import PostgresStore
 from convmem.stores.redis import RedisStore
 from convmem.stores.sqlite import SQLiteStore
 from convmem.surroundings import LONGEST_DURATION, format_duration, format_size, parse_duration, parse_size
@@ -586,16 +587,16 @@ class TestSurroundings:
         assert caplog.messages == [f"Conversations are kept in sqlite:///{tmp_path}/convmem.db (CONVMEM_STORE is unset)."]
 
     @pytest.mark.parametrize(
-        ("variable", "url", "later"),
+        ("variable", "url"),
         [
-            ("REDIS_URL", "rediss://:hush@cache:6379", ""),
-            ("DATABASE_URL", "postgres://somebody:hush@db/x?sslmode=require", " (convmem's postgresql store comes with a later version)"),
+            ("REDIS_URL", "rediss://:hush@cache:6379"),
+            ("DATABASE_URL", "postgres://somebody:hush@db/x?sslmode=require"),
         ],
     )
-    def test_a_server_that_is_there_but_unused_is_a_notice_with_the_line_to_add(self, variable, url, later):
+    def test_a_server_that_is_there_but_unused_is_a_notice_with_the_line_to_add(self, variable, url):
         """Somebody provisioned it for this; the notice never shows its password."""
         (notice,) = Settings.from_environment({variable: url, "CONVMEM_SECRET_KEY": KEY}).notices
-        assert f"add the line CONVMEM_STORE=${variable}{later}." in notice
+        assert f"add the line CONVMEM_STORE=${variable}." in notice
         assert "hush" not in notice
         assert Settings.from_environment({variable: url, "CONVMEM_STORE": "memory://", "CONVMEM_SECRET_KEY": KEY}).notices == ()
         with pytest.raises(ConfigurationError, match=rf"For {variable}, add the line CONVMEM_STORE=\${variable}"):
@@ -789,9 +790,40 @@ class TestOpeningAStore:
         assert isinstance(store, RedisStore)
         await store.aclose()
 
-    def test_a_store_of_a_later_version_says_so(self):
-        """Honest today, and one line to remove tomorrow."""
-        with pytest.raises(
-            ConfigurationError, match=r"^CONVMEM_STORE is '\S+', a store that comes with a later version; use redis, sqlite or memory now.$"
-        ):
-            open_store("postgres://u:hush@h/db")
+    @pytest.mark.asyncio
+    async def test_postgresql_opens_by_every_spelling_and_connects_to_nothing(self):
+        """What a platform hands out as DATABASE_URL is used as it is; the store's own options do not reach the driver."""
+        for scheme in ("postgres", "postgresql", "postgresql+asyncpg", "postgresql+psycopg", "postgresql+psycopg2"):
+            url = f"{scheme}://u:hush@h1,h2:5433/db?sslmode=require&timeout=2s&pool_max=3&pool_min=2&statement_cache_size=0&unsafe=refuse"
+            store = open_store(url, namespace="other", migrate="check")
+            assert isinstance(store, PostgresStore)
+            rules, connections = store._database.rules, store._database.connections
+            assert rules == ("other", "check", timedelta(seconds=2), "refuse")
+            assert connections._options["dsn"] == "postgresql://u:hush@h1,h2:5433/db?sslmode=require"
+            assert connections._options["statement_cache_size"] == 0
+            assert (connections._pooling.most, connections._pooling.kept) == (3, 2)
+            assert connections.location == "h1,h2:5433"
+            await store.aclose()
+
+    @pytest.mark.parametrize(
+        ("query", "sentence"),
+        [
+            ("sslmod=require", "CONVMEM_STORE has the unknown parameter 'sslmod'; did you mean sslmode?"),
+            ("ssl=true", "CONVMEM_STORE has the unknown parameter 'ssl'; use sslmode=require, or sslmode=verify-full."),
+            ("schema=chat", "CONVMEM_STORE has the unknown parameter 'schema'; set CONVMEM_NAMESPACE."),
+            ("channel_binding=require", "CONVMEM_STORE has the unknown parameter 'channel_binding'; the driver cannot do it; leave"),
+            ("zzz=1", "CONVMEM_STORE has the unknown parameter 'zzz'; PostgreSQL has timeout, pool_max,"),
+            ("pool_max=0", "CONVMEM_STORE has pool_max='0'; use a whole number, 1 or more."),
+            ("pool_min=-1", "CONVMEM_STORE has pool_min='-1'; use a whole number, 0 or more."),
+            ("statement_cache_size=no", "CONVMEM_STORE has statement_cache_size='no'; use a whole number, 0 or more."),
+            ("pool_min=5&pool_max=4", "CONVMEM_STORE has a pool_min of 5 and a pool_max of 4; raise the second or lower the first."),
+            ("timeout=soon", "CONVMEM_STORE has a timeout that "),
+            ("unsafe=yes", "CONVMEM_STORE has unsafe='yes'; use warn, refuse or allow."),
+        ],
+    )
+    def test_a_parameter_of_postgresql_that_cannot_work_is_a_sentence(self, query, sentence):
+        """A mistyped one would otherwise be a server setting nobody knows, at the first request."""
+        with pytest.raises(ConfigurationError) as caught:
+            open_store(f"postgresql://u:hush@h/db?{query}")
+        assert str(caught.value).startswith(sentence)
+        assert "hush" not in str(caught.value)

@@ -42,7 +42,7 @@ from tests.asgi_client import Client, user_header
 from tests.servers.processes import clean_environment
 
 ROWS = {
-    4: "test_replicas_on_several_hosts_have_a_disk_each_and_ours_meet_in_redis",
+    4: "test_replicas_on_several_hosts_have_a_disk_each_and_ours_meet_in_one_store",
     8: "test_an_id_the_client_must_bring_is_lost_with_it_and_ours_is_found_in_whatever_the_app_has",
     9: "test_an_id_opens_the_history_of_another_and_ours_names_one_of_the_callers_own",
     11: "test_a_file_beside_the_process_is_another_for_each_and_ours_says_that_history_is_missing",
@@ -369,7 +369,14 @@ def test_the_last_messages_are_all_that_is_kept_and_ours_are_all_that_is_shown()
     assert (answers[-1], say(large, "e", x_user="ada")) == (["c", "d"], ["a", "b", "c", "d", "e"])
 
 
-def test_replicas_on_several_hosts_have_a_disk_each_and_ours_meet_in_redis(tmp_path, valkey_server):
+SHARED = {
+    "Valkey": lambda request: request.getfixturevalue("valkey_server").url,
+    "PostgreSQL": lambda request: request.getfixturevalue("postgres_url"),
+}
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_replicas_on_several_hosts_have_a_disk_each_and_ours_meet_in_one_store(kind, tmp_path, request):
     """Round robin over three, each with files of its own: no affinity is needed where they share a store."""
     texts = [str(i) for i in range(7)]
 
@@ -386,8 +393,10 @@ def test_replicas_on_several_hosts_have_a_disk_each_and_ours_meet_in_redis(tmp_p
     replicas = [replica(tmp_path / name) for name in "abc"]
     assert [say(replicas[i % 3], text) for i, text in enumerate(texts)][-1] == ["0", "3", "6"]
 
+    url, namespace = SHARED[kind](request), f"forgetting{uuid4().hex[:8]}"
+
     def deployment():
-        settings = Settings({}, secret_key=KEY, store=valkey_server.url, namespace=tmp_path.name.replace("_", "-"))
+        settings = Settings({}, secret_key=KEY, store=url, namespace=namespace)
         return ours(store=None, settings=settings, resolvers=[from_callable(by_user)])
 
     with deployment() as a, deployment() as b, deployment() as c:
@@ -395,7 +404,7 @@ def test_replicas_on_several_hosts_have_a_disk_each_and_ours_meet_in_redis(tmp_p
     assert answers == [texts[: i + 1] for i in range(7)]
 
 
-def test_another_store_is_another_program_and_ours_is_another_url(tmp_path, valkey_server):
+def test_another_store_is_another_program_and_ours_is_another_url(tmp_path, request):
     """A dictionary in the notebook, a file on the laptop, Redis in production: what was tried in one is not what runs in the other."""
 
     def usual(text: str, before: dict | Path):
@@ -409,13 +418,15 @@ def test_another_store_is_another_program_and_ours_is_another_url(tmp_path, valk
     in_memory, in_a_file = (theirs(lambda text, before=before: usual(text, before)) for before in (memory, tmp_path / "chat.json"))
     assert [say(client, text) for client in (in_memory, in_a_file) for text in (NAME, ASKS)] == [[NAME], [ASKS], [NAME], [NAME, ASKS]]
 
+    namespace = f"forgetting{uuid4().hex[:8]}"
+
     def transcript(url: str):
-        settings = Settings({}, secret_key=KEY, store=url, namespace=tmp_path.name.replace("_", "-"))
+        settings = Settings({}, secret_key=KEY, store=url, namespace=namespace)
         with ours(store=None, settings=settings, resolvers=[from_callable(by_user)]) as client:
             return [say(client, text, x_user=user) for text in (NAME, ASKS) for user in ("ada", "bob")]
 
-    urls = [f"sqlite:///{tmp_path}/c.db", valkey_server.url]
-    assert [transcript(url) for url in urls] == [[[NAME], [NAME], [NAME, ASKS], [NAME, ASKS]]] * 2
+    urls = [f"sqlite:///{tmp_path}/c.db", *(shared(request) for shared in SHARED.values())]
+    assert [transcript(url) for url in urls] == [[[NAME], [NAME], [NAME, ASKS], [NAME, ASKS]]] * 3
 
 
 WATCHED = """

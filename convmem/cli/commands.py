@@ -1,4 +1,4 @@
-"""The commands: ``convmem demo``, ``convmem check`` and ``convmem version``."""
+"""The commands: ``convmem demo``, ``convmem check``, ``convmem migrate`` and ``convmem version``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import webbrowser
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from convmem import ConfigurationError, Settings, StoreUnavailable, __version__, open_store
+from convmem import ConfigurationError, Settings, StoreUnavailable, __version__
 from convmem.middleware import identity_policy_of
 
 if TYPE_CHECKING:
@@ -105,6 +105,30 @@ def check(
 
 
 @app.command()
+def migrate(
+    *,
+    as_sql: Annotated[bool, typer.Option("--sql", help="Print the statements instead, for whoever may run them.")] = False,
+) -> None:
+    """Make the tables of a PostgreSQL store, or bring them up to this version. Twice is as good as once.
+
+    Ends with 0 when the tables are there, with 1 when the store does not answer or a right is missing, with 2 when a setting
+    cannot work.
+    """
+    settings = _settings_or_exit()
+    if settings.store.scheme != "postgresql":
+        _print(f"The store {settings.store} has no tables to make: it makes what it needs by itself.")
+        return
+    if as_sql:
+        from convmem.stores.postgres_schema import migration_sql
+
+        sys.stdout.write(migration_sql(settings.namespace))
+        return
+    with _exit_on_error():
+        applied = asyncio.run(_migrate(settings))
+    _print(f"Applied {', '.join(applied)}." if applied else "The tables are up to date.")
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     _print(f"convmem {__version__} on Python {platform.python_version()}")
@@ -148,7 +172,7 @@ def _report() -> Report:
     report.notices += settings.notices
     report.settings += [line._asdict() for line in settings.describe()]
     try:
-        store = open_store(settings.store_url, namespace=settings.namespace)
+        store = settings.open_store()
         report.identity += _identification(settings)
         report.store = asdict(asyncio.run(_health(store)))
     except ConfigurationError as error:
@@ -156,6 +180,14 @@ def _report() -> Report:
     except StoreUnavailable as error:
         report.fail(EXIT_STORE_DOWN, str(error))
     return report
+
+
+async def _migrate(settings: Settings) -> tuple[str, ...]:
+    async with settings.open_store() as store:
+        from convmem import PostgresStore
+
+        assert isinstance(store, PostgresStore)
+        return await store.migrate()
 
 
 async def _health(store: Store) -> Health:
@@ -242,8 +274,14 @@ def _settings_or_exit() -> Settings:
 
 
 def _check_or_exit(settings: Settings) -> None:
+    with _exit_on_error():
+        asyncio.run(_health(settings.open_store()))
+
+
+@contextmanager
+def _exit_on_error() -> Iterator[None]:
     try:
-        asyncio.run(_health(open_store(settings.store_url, namespace=settings.namespace)))
+        yield
     except ConfigurationError as error:
         _print(str(error), style="red", error=True)
         raise typer.Exit(EXIT_CONFIGURATION) from None

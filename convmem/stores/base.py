@@ -525,13 +525,13 @@ def path_of_tenant(tenant: str) -> str:
     return SessionKey.for_user("-", tenant=tenant).path[0]
 
 
-def walk_cursor(key: SessionKey) -> str:
-    """Return `Page.after` for the last conversation of a page of a walk that goes by address."""
-    return urlsafe_b64encode(" ".join(key.path).encode()).decode()
+def walk_cursor(path: tuple[str, str, str]) -> str:
+    """Return `Page.after` for a walk that goes by address and has come to the one with this path."""
+    return urlsafe_b64encode(" ".join(path).encode()).decode()
 
 
 def read_walk_cursor(after: str | None) -> tuple[str, str, str] | None:
-    """Return the path of the key `walk_cursor` was given; None for None.
+    """Return the path `walk_cursor` was given; None for None.
 
     Raises:
         ValueError: This is not one of its cursors.

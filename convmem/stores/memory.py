@@ -226,7 +226,7 @@ class MemoryStore(Store):
             )
             rest = found if beyond is None else found[bisect_right(found, beyond) :]
             items = tuple(_listed(path, self._conversations[path], now) for path in rest[:limit])
-            return Page(items, walk_cursor(items[-1].key) if len(rest) > limit else None)
+            return Page(items, walk_cursor(items[-1].key.path) if len(rest) > limit else None)
 
     async def delete(self, key: SessionKey, *, at: Head | None = None) -> bool:
         """See `Store.delete`."""

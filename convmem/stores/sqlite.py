@@ -561,7 +561,7 @@ def _walk(link: sqlite3.Connection, tenant: str | None, beyond: tuple[str, str, 
     ).fetchall()
     now = time.time()
     items = tuple(_listed(row, now) for row in rows[:limit])
-    return Page(items, walk_cursor(items[-1].key) if len(rows) > limit else None)
+    return Page(items, walk_cursor(items[-1].key.path) if len(rows) > limit else None)
 
 
 def _listed(row: tuple[Any, ...], now: float) -> Listed:

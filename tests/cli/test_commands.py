@@ -45,7 +45,7 @@ def test_version_is_the_packages(tmp_path):
 def test_without_a_command_it_says_which_there_are(tmp_path):
     """Nobody has to guess."""
     shown = run(tmp_path).stdout + run(tmp_path, "--help").stdout
-    assert all(f" {command} " in shown for command in ("demo", "check", "version"))
+    assert all(f" {command} " in shown for command in ("demo", "check", "migrate", "version"))
 
 
 def test_check_in_an_empty_folder_is_well(tmp_path):
@@ -138,6 +138,36 @@ def test_check_as_json_is_one_object(tmp_path):
     assert {"variable": "CONVMEM_WINDOW_TURNS", "value": "7", "source": "environment"} in report["settings"]
     assert report["identity"]
     assert report["problems"] == []
+
+
+def test_migrate_makes_the_tables_once_and_prints_them_for_others(tmp_path, postgres_server):
+    """A deployment runs it before the workers; an administrator runs what it prints."""
+    url = postgres_server.database()
+    asked = run(tmp_path, "check", CONVMEM_STORE=url, CONVMEM_SECRET_KEY=KEY, CONVMEM_MIGRATE="check")
+    assert asked.returncode == 1
+    assert "run: convmem migrate" in asked.stdout
+    first, second = (run(tmp_path, "migrate", CONVMEM_STORE=url) for _ in range(2))
+    assert (first.returncode, first.stdout) == (0, "Applied 001_log.sql.\n")
+    assert (second.returncode, second.stdout) == (0, "The tables are up to date.\n")
+    done = run(tmp_path, "check", CONVMEM_STORE=url, CONVMEM_SECRET_KEY=KEY, CONVMEM_MIGRATE="check")
+    assert done.returncode == 0, done.stdout
+    printed = run(tmp_path, "migrate", "--sql", CONVMEM_STORE="postgresql://nobody:hush@nowhere/none", CONVMEM_NAMESPACE="chat")
+    assert printed.returncode == 0
+    assert 'CREATE UNLOGGED TABLE "chat".convmem_lease' in printed.stdout
+    assert "hush" not in printed.stdout
+
+
+def test_migrate_says_what_is_wrong_or_that_there_is_nothing_to_do(tmp_path):
+    """Without a traceback, and with an exit code for the deployment."""
+    done = run(tmp_path, "migrate", CONVMEM_STORE=f"postgresql://somebody:hush@{HOST}:{free_port()}/none?timeout=1s")
+    assert done.returncode == 1
+    assert "The postgresql store failed in migrate: no connection" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "hush" not in done.stderr
+    nothing = run(tmp_path, "migrate", CONVMEM_STORE="sqlite:///x.db")
+    assert nothing.returncode == 0
+    assert "makes what it needs by itself" in nothing.stdout
+    assert run(tmp_path, "migrate", CONVMEM_STORE="postgresql://h/db?wrong=1").returncode == 2
 
 
 def test_demo_keeps_its_conversations_in_the_folder_it_is_started_in(tmp_path):

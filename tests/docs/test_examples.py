@@ -36,6 +36,7 @@ NOT_RUN = {
     "README.md": ["installs packages", "each makes an environment on first use, and the second runs this very test"],
     "docs/tutorial.md": ["installs packages"],
 }
+NEEDS_A_DATABASE = ("docs/how-to/postgres.md",)  # an empty one, at $DATABASE_URL
 PLATFORMS = ("AWS_LAMBDA_FUNCTION_NAME", "DYNO", "KUBERNETES_SERVICE_HOST", "K_SERVICE", "VERCEL")
 AMBIENT = ("CONVMEM_", "DATABASE_URL", "REDIS_URL", "WEB_CONCURRENCY", *PLATFORMS)
 
@@ -72,9 +73,11 @@ def servers(request, monkeypatch):
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=name_of(page)) for page in pages() if blocks_of(page)])
-def test_every_code_block_runs(page, directory, servers, monkeypatch):
+def test_every_code_block_runs(page, directory, servers, monkeypatch, request):
     """An example that does not work is worse than none: it is the first thing a reader tries."""
     servers(page)
+    if name_of(page) in NEEDS_A_DATABASE:
+        monkeypatch.setenv("DATABASE_URL", request.getfixturevalue("postgres_server").database())
     namespace = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", namespace)
     blocks = [block for block in blocks_of(page) if block.not_run is None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,8 +12,9 @@ import pytest
 from convmem.config import open_store
 from convmem.stores.base import Store
 from convmem.stores.memory import MemoryStore
+from convmem.stores.postgres import PostgresStore
 from convmem.stores.sqlite import SQLiteStore
-from tests.servers.processes import HOST
+from tests.servers.processes import HOST, free_port
 from tests.wheels import valkey
 
 
@@ -51,16 +53,23 @@ def _redis(fixture: str, nowhere: str) -> Callable[[Place], Backend]:
     return backend
 
 
+def _postgres(place: Place) -> Backend:
+    url: str = place.request.getfixturevalue("postgres_url")
+    nowhere = f"postgresql://postgres@{HOST}:{free_port()}/postgres"
+    return Backend(lambda: PostgresStore.at(url), lambda: PostgresStore.at(nowhere, timeout=timedelta(seconds=0.5)))
+
+
 STORES: dict[str, Callable[[Place], Backend]] = {
     "memory": _memory,
     "sqlite": _sqlite,
     "redis": _redis("valkey_server", f"redis://{HOST}:1"),
     "redis-cluster": _redis("valkey_cluster", f"redis+cluster://{HOST}:1,{HOST}:2"),
     "redis-sentinel": _redis("valkey_sentinels", f"redis+sentinel://{HOST}:1,{HOST}:2/conversations"),
+    "postgresql": _postgres,
 }
 
 
 @pytest.fixture(params=STORES)
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    """Return each storage in turn, empty."""
+    """Return each storage in turn; one that tests share is told apart by their owners."""
     return STORES[request.param](Place(request, tmp_path))

@@ -1,0 +1,1 @@
+"""Real servers out of PyPI wheels, started and killed by the tests."""

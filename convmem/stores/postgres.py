@@ -1,0 +1,334 @@
+"""PostgresStore: any number of processes on any number of hosts, one statement for each verb.
+
+One row for each entry, one for each conversation, which every append updates where it stands. Who may write is decided by the
+rows themselves, at READ COMMITTED: an append locks the lease row, moves the conversation if it is still as it saw it, and only
+then inserts its entry; all in one statement, of which the text is in ``sql/postgres``. A statement that had to wait for a row
+sees what was before: it then stores nothing and is sent again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar, Literal
+from urllib.parse import unquote
+from uuid import UUID
+
+import asyncpg
+
+from convmem.exceptions import StoreUnavailable
+from convmem.identifiers import new_token
+from convmem.keys import SessionKey
+from convmem.stores.base import (
+    TOMBSTONE_LIFE,
+    Appended,
+    Entry,
+    Head,
+    Health,
+    Holder,
+    Kind,
+    Lease,
+    Listed,
+    Log,
+    Lookup,
+    Outcome,
+    Page,
+    Store,
+    StoredEntry,
+    key_of_owner,
+    newest_turns,
+    page_cursor,
+    path_of_tenant,
+    read_page_cursor,
+    read_walk_cursor,
+    walk_cursor,
+)
+from convmem.stores.postgres_connections import BorrowedConnections, Connections, OwnConnections, Pooling
+from convmem.stores.postgres_database import MOST_TRIES, Database, Rules, durability
+from convmem.stores.postgres_schema import Migrate, missing_tables
+
+ENTRIES_A_MESSAGE = 2
+"""So many entries for each message asked for are looked at to find where a window begins; more are when that was not enough."""
+ADDRESSES_A_PAGE = 20
+"""So many addresses for each conversation asked for are looked at by one page of a walk over all owners."""
+
+
+class PostgresStore(Store):
+    """A store in a PostgreSQL database, 13 or newer.
+
+    Args:
+        pool: An asyncpg pool, which is never closed by the store and used in the event loop it was made in only. Behind a
+            pooler in transaction mode, make it with ``statement_cache_size=0``. `PostgresStore.at` makes connections
+            of its own, for any number of event loops.
+        schema: Where the tables are; only letters, digits, ``_`` and ``-``.
+        migrate: ``auto`` makes missing tables at the first call, ``check`` names them then, ``off`` does not look.
+        timeout: How long a call may take, waiting for a connection included, before `StoreUnavailable`.
+        unsafe: A server that may lose acknowledged turns in a crash: ``warn`` once, ``refuse`` to use it, or ``allow`` it.
+    """
+
+    name: ClassVar[str] = "postgresql"
+    reach: ClassVar[Literal["process", "host", "network"]] = "network"
+
+    def __init__(
+        self,
+        pool: asyncpg.Pool | Connections,
+        *,
+        schema: str = "convmem",
+        migrate: Migrate = "auto",
+        timeout: timedelta = timedelta(seconds=5),
+        unsafe: Literal["warn", "refuse", "allow"] = "warn",
+    ) -> None:
+        """Remember where; the first call connects."""
+        if not schema.replace("_", "").replace("-", "").isalnum() or not schema.isascii():
+            msg = f"schema is {schema[:40]!r}; use letters, digits, _ and -."
+            raise ValueError(msg)
+        connections = pool if isinstance(pool, Connections) else BorrowedConnections(pool)
+        self._database = Database(self.name, connections, Rules(schema, migrate, timeout, unsafe))
+
+    @classmethod
+    def at(
+        cls,
+        dsn: str,
+        *,
+        schema: str = "convmem",
+        migrate: Migrate = "auto",
+        timeout: timedelta = timedelta(seconds=5),
+        unsafe: Literal["warn", "refuse", "allow"] = "warn",
+        pool_max: int = 10,
+        pool_min: int = 1,
+        statement_cache_size: int | None = None,
+    ) -> PostgresStore:
+        """Return a store with connections of its own: opened when they are needed, closed with the store or their event loop.
+
+        Args:
+            dsn: ``postgresql://user:password@host:port,other:port/database``; of several hosts the one that can be written to.
+            schema: See the class.
+            migrate: See the class.
+            timeout: See the class.
+            unsafe: See the class.
+            pool_max: How many connections are open at most in one event loop.
+            pool_min: How many of them stay open when they are idle.
+            statement_cache_size: 0 prepares no statement; None finds out whether a pooler stands in between, where none may be.
+        """
+        options = {"dsn": dsn} if statement_cache_size is None else {"dsn": dsn, "statement_cache_size": statement_cache_size}
+        connections = OwnConnections(options, location=_place_of(dsn), pooling=Pooling(pool_max, pool_min))
+        return cls(connections, schema=schema, migrate=migrate, timeout=timeout, unsafe=unsafe)
+
+    async def load(
+        self,
+        key: SessionKey,
+        *,
+        turns: int | None = None,
+        messages: int | None = None,
+        before: int | None = None,
+        turn: str | None = None,
+        lease: Lease | None = None,
+    ) -> Log:
+        """See `Store.load`."""
+        looked_at = None if messages is None else messages * ENTRIES_A_MESSAGE + 8
+        token = lease.token if lease else None
+        taken_when_held_by: str | None = None
+        for _ in range(MOST_TRIES):
+            asked = (turn, turns, messages, before, token, lease.term if lease else None, looked_at)
+            seen = _Seen(await self._database.run("load", "load", _id_of(key), *asked))
+            if seen.is_answer(token):
+                break
+            if seen.is_short and looked_at is not None:
+                looked_at *= 8
+            if seen.is_taken and taken_when_held_by is None:
+                taken_when_held_by = seen.holder
+        else:
+            raise StoreUnavailable(self.name, "load", "the conversation never stood still")
+        if taken_when_held_by is not None and seen.is_complete and token is not None:  # complete, as was seen only after a wait
+            await self.release(key, token)
+            seen.holder = ""
+        found = seen.look_up(seen.holder if taken_when_held_by is None else taken_when_held_by) if turn is not None else None
+        return seen.log(token, found, turns, messages, before)
+
+    async def append(self, key: SessionKey, after: Head, entry: Entry, *, ttl: timedelta | None = None, release: bool = False) -> Appended:
+        """See `Store.append`."""
+        arguments = (
+            *(_id_of(key), *key.path),
+            *(after.epoch, after.n, after.id),
+            *(entry.id, entry.turn, entry.token, entry.epoch, entry.kind.value, entry.closing, entry.count, entry.turns, entry.start),
+            *(entry.pinned or None, entry.hides or None, entry.format, entry.key_id, entry.body),
+            *(ttl, release),
+        )
+        for _ in range(MOST_TRIES):
+            row = (await self._database.run("append", "append", *arguments))[0]
+            if row["outcome"] != "again":
+                outcome = Outcome(row["outcome"])
+                if outcome in (Outcome.STORED, Outcome.DUPLICATE):
+                    return Appended(outcome, entry.head_at(after.n + 1))
+                head = Head(row["epoch"], row["n"], row["entry"], row["turns"], row["start"], tuple(row["pinned"] or ()))
+                return Appended(outcome, head)
+        raise StoreUnavailable(self.name, "append", "the conversation never stood still; nothing was stored")
+
+    async def renew(self, key: SessionKey, lease: Lease, head: Head) -> bool:
+        """See `Store.renew`."""
+        return bool(await self._database.run("renew", "renew", _id_of(key), lease.token, lease.term, head.epoch, head.n, head.id))
+
+    async def release(self, key: SessionKey, token: str) -> None:
+        """See `Store.release`."""
+        await self._database.run("release", "release", _id_of(key), token)
+
+    async def list(
+        self,
+        owner: str | None,
+        *,
+        tenant: str | None = "",
+        after: str | None = None,
+        limit: int = 50,
+        written_before: datetime | None = None,
+    ) -> Page:
+        """See `Store.list`."""
+        if owner is None:
+            return await self._walk(None if tenant is None else path_of_tenant(tenant), after, limit, written_before)
+        of_tenant, of_owner, _ = key_of_owner(owner, tenant).path
+        updated, session = read_page_cursor(after) or (None, "")
+        beyond = None if updated is None else _time(updated)
+        rows = await self._database.run("list", "list", of_tenant, of_owner, beyond, session, written_before, limit + 1)
+        items = tuple(map(_listed, rows[:limit]))
+        return Page(items, page_cursor(items[-1].updated_at.timestamp(), items[-1].session_id) if len(rows) > limit else None)
+
+    async def _walk(self, tenant: str | None, after: str | None, limit: int, written_before: datetime | None) -> Page:
+        place = read_walk_cursor(after) or (tenant or "", "", "")
+        scanned = limit * ADDRESSES_A_PAGE
+        rows = await self._database.run("list", "walk", *place, tenant, written_before, scanned)
+        wanted = [row for row in rows if row["wanted"]]
+        items = tuple(map(_listed, wanted[:limit]))
+        if len(wanted) > limit:
+            return Page(items, walk_cursor(items[-1].key.path))
+        return Page(items, walk_cursor(_path_of(rows[-1])) if len(rows) == scanned else None)
+
+    async def delete(self, key: SessionKey, *, at: Head | None = None) -> bool:
+        """See `Store.delete`."""
+        head = (at.epoch, at.n, at.id) if at else (None, None, None)
+        for _ in range(MOST_TRIES):
+            row = (await self._database.run("delete", "delete", _id_of(key), *key.path, new_token(), *head, TOMBSTONE_LIFE))[0]
+            if not row["again"]:
+                return bool(row["wanted"] and row["existed"])
+        raise StoreUnavailable(self.name, "delete", "the conversation never stood still; it was not deleted")
+
+    async def check(self) -> Health:
+        """See `Store.check`."""
+        row = (await self._database.run("check", "check"))[0]
+        schema = self._database.rules.schema
+        if row["written"] is None:
+            raise StoreUnavailable(self.name, "check", missing_tables(schema))
+        where = f"{self._database.connections.location}, database {row['database']}, schema {schema}"
+        return Health(self.name, where, durability(row), f"PostgreSQL {row['version']}")
+
+    async def migrate(self) -> tuple[str, ...]:
+        """Apply the numbered files of SQL that this database has not seen; return their names.
+
+        Raises:
+            StoreUnavailable: Something failed; for a missing right the message has the GRANT.
+        """
+        return await self._database.migrate()
+
+    async def aclose(self) -> None:
+        """See `Store.aclose`. A later call connects again, unless the pool was passed in and is closed."""
+        await self._database.aclose()
+
+
+class _Seen:
+    """What one load statement saw."""
+
+    def __init__(self, rows: list[Any]) -> None:
+        log = tuple(next(row["log"] for row in rows if row["log"] is not None))
+        epoch, n, entry, turns, start, pinned, self.expired, self.deleted, ended, self.is_short = log[:10]
+        self.holder, self.since, self.until, self.now, self.taken, self.taken_until, self.is_newest = log[10:17]
+        self.turn_n, self.turn_token, self.turn_closing, self.turn_visible = log[17:]
+        self.head = Head(epoch, n, entry, turns, start, tuple(pinned or ()))
+        self.ended = frozenset(json.loads(ended or "{}"))
+        self.rows = [row for row in rows if row["log"] is None]
+
+    @property
+    def is_complete(self) -> bool:
+        return bool(self.turn_closing)
+
+    @property
+    def is_taken(self) -> bool:
+        return self.taken is not None
+
+    def is_answer(self, token: str | None) -> bool:
+        """Return whether it saw enough, and the newest; a lease that somebody else got meanwhile, or whose row it waited for, is news."""
+        if self.is_short:
+            return False
+        if token is None or self.is_complete:
+            return True
+        return bool(self.is_newest) if self.is_taken else self.holder not in ("", token)
+
+    def log(self, token: str | None, found: Lookup | None, turns: int | None, messages: int | None, before: int | None) -> Log:
+        """Return the answer of a load that asked for the lease with this token."""
+        held, since, until = (token, self.taken, self.taken_until) if self.is_taken else (self.holder, self.since, self.until)
+        holder = Holder(held, self.now - since, until - self.now) if held else Holder()
+        if self.expired:
+            head = Head(self.head.epoch, self.head.n, self.head.id, 0, self.head.n)
+            return Log(head, (), (), holder, found, expired=True, deleted_at=self.deleted, ended=self.ended)
+        stored = sorted((_stored(self.head.epoch, row) for row in self.rows), key=lambda each: each.n, reverse=True)
+        entries = newest_turns(stored, turns, messages)
+        first = entries[0].n if entries else before or self.head.n + 1
+        pinned = tuple(each for each in reversed(stored) if each.n < first and each.n in self.head.pinned)
+        return Log(self.head, entries, pinned, holder, found, deleted_at=self.deleted, ended=self.ended)
+
+    def look_up(self, holder: str) -> Lookup:
+        """Return what became of the turn, for whom nobody but `holder` held the conversation when the load began."""
+        if self.turn_n is None:
+            return Lookup()
+        if self.turn_closing:
+            return Lookup("complete", self.turn_n, self.turn_visible)
+        return Lookup("running" if self.turn_token == holder else "interrupted", self.turn_n, self.turn_visible)
+
+
+def _stored(epoch: str, row: Any) -> StoredEntry:
+    _, n, stored, messages, turns, start, format_, closing, kind, entry, turn, token, key_id, pinned, hides, body = row
+    return StoredEntry(
+        n,
+        Entry(
+            entry,
+            turn,
+            token,
+            epoch,
+            body,
+            messages,
+            Kind(kind),
+            closing,
+            turns,
+            start,
+            tuple(pinned or ()),
+            tuple(hides or ()),
+            format_,
+            key_id,
+        ),
+        stored,
+    )
+
+
+def _listed(row: Any) -> Listed:
+    revision = Head(row["epoch"], row["n"], row["entry"]).revision
+    return Listed(SessionKey.of_path(_path_of(row)), row["turns"], row["created"], row["updated"], revision, expired=row["expired"])
+
+
+def _path_of(row: Any) -> tuple[str, str, str]:
+    return row["tenant"], row["owner"], row["session"]
+
+
+def _id_of(key: SessionKey) -> UUID:
+    """Return the first half of the SHA-256 of the address: 128 bits nobody can aim at, and no counter to meet at."""
+    return UUID(bytes=hashlib.sha256("/".join(key.path).encode()).digest()[:16])
+
+
+def _time(seconds: float) -> datetime:
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, OSError, ValueError) as error:
+        msg = "after is not a cursor of a page of conversations."
+        raise ValueError(msg) from error
+
+
+def _place_of(dsn: str) -> str:
+    """Return hosts and ports of a DSN, without credentials."""
+    return unquote(dsn.partition("://")[2].partition("?")[0].rpartition("@")[2].partition("/")[0]) or "the driver's default host"

@@ -1,0 +1,78 @@
+-- The log. The schema is named convmem here; another one is put in its place. No sequence, trigger, function or foreign key.
+--
+-- A conversation's id is the first half of the SHA-256 of its address: no counter, and nothing to look up before a statement.
+
+CREATE SCHEMA IF NOT EXISTS convmem;
+
+CREATE TABLE IF NOT EXISTS convmem.convmem_migration (
+    number   integer PRIMARY KEY,
+    applied  timestamptz NOT NULL DEFAULT now()
+);
+
+-- One row for each address, through all its lives: where its log ends, and its tombstone. No index holds a column that every
+-- append changes ("day" changes once a day), so that the update stays on the row's page (HOT) and writes to no index.
+CREATE TABLE convmem.convmem_conversation (
+    id       uuid PRIMARY KEY,
+    n        bigint NOT NULL,
+    start    bigint NOT NULL,
+    created  timestamptz NOT NULL,
+    updated  timestamptz NOT NULL,
+    expires  timestamptz,                          -- null: never
+    deleted  timestamptz,                          -- the newest delete
+    turns    integer NOT NULL,
+    day      date NOT NULL,                        -- of "updated", in UTC
+    tenant   text COLLATE "C" NOT NULL,
+    owner    text COLLATE "C" NOT NULL,
+    session  text COLLATE "C" NOT NULL,
+    epoch    text COLLATE "C" NOT NULL,            -- empty: absent
+    entry    text COLLATE "C" NOT NULL,            -- id of entry n; of an absent one its newest delete mark
+    mark     text COLLATE "C" NOT NULL DEFAULT '', -- the newest delete mark, also in the next life
+    ended    jsonb NOT NULL DEFAULT '{}',          -- epoch -> when a delete ended it, in seconds since 1970
+    pinned   bigint[]
+) WITH (fillfactor = 80);
+
+CREATE INDEX convmem_conversation_of_owner ON convmem.convmem_conversation (tenant, owner, day DESC) WHERE epoch <> '';
+CREATE INDEX convmem_conversation_absent ON convmem.convmem_conversation (deleted) WHERE epoch = '';
+
+-- One row for each entry of the present life.
+CREATE TABLE convmem.convmem_entry (
+    conversation uuid NOT NULL,
+    n        bigint NOT NULL,
+    start    bigint NOT NULL,
+    stored   timestamptz NOT NULL,
+    count    integer NOT NULL,
+    turns    integer NOT NULL,
+    format   integer NOT NULL,
+    closing  boolean NOT NULL,
+    visible  boolean NOT NULL,                     -- false: superseded, hidden, or not a turn's
+    opens    boolean NOT NULL,                     -- the first entry of its attempt
+    kind     text COLLATE "C" NOT NULL,
+    entry    text COLLATE "C" NOT NULL,
+    turn     text COLLATE "C" NOT NULL,
+    token    text COLLATE "C" NOT NULL,
+    key_id   text COLLATE "C" NOT NULL,
+    pinned   bigint[],
+    hides    bigint[],
+    body     bytea NOT NULL,
+    PRIMARY KEY (conversation, n)
+);
+
+ALTER TABLE convmem.convmem_entry ALTER COLUMN body SET STORAGE EXTERNAL;
+
+-- The turn in front: ids are made in the order of time, so that neighbours are written together.
+CREATE INDEX convmem_entry_of_turn ON convmem.convmem_entry (turn, conversation, n);
+
+-- Who holds a conversation, and the head as of the last write: whoever waited for this row compares that head with the one it
+-- read. Unlogged: taking a lease costs no flush. A crash of the server empties it, which frees every conversation and no more.
+CREATE UNLOGGED TABLE convmem.convmem_lease (
+    conversation uuid PRIMARY KEY,
+    taken    timestamptz NOT NULL,
+    until    timestamptz NOT NULL,
+    n        bigint NOT NULL,
+    day      date NOT NULL,                        -- when it was last written
+    token    text COLLATE "C" NOT NULL,            -- empty: nobody holds it
+    epoch    text COLLATE "C" NOT NULL,
+    entry    text COLLATE "C" NOT NULL
+) WITH (fillfactor = 50);
+
+CREATE INDEX convmem_lease_by_day ON convmem.convmem_lease (day);

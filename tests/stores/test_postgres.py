@@ -1,0 +1,954 @@
+"""What PostgresStore promises beyond the contract: trips and bytes, tables, rights, poolers, connections, several loops."""
+# ruff: noqa: E501 - statements that fill tables
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from convmem import SessionKey, StoreUnavailable, open_store
+from convmem.identifiers import new_id, new_token
+from convmem.keys import RESERVED_OWNER
+from convmem.stores import postgres_schema
+from convmem.stores.base import Entry, Head, Lease, Outcome
+from convmem.stores.postgres import PostgresStore
+from convmem.stores.postgres_connections import OwnConnections, Pooling
+from convmem.stores.postgres_database import UnsafePostgresWarning
+from convmem.stores.postgres_schema import Migration, in_schema, migration_sql, migrations, statement, statements
+from convmem.testing import StoreContract
+from convmem.testing.writer import LONG, Writer, fresh_key
+from tests.faults.proxy import Proxy
+from tests.servers.processes import HOST
+from tests.wheels.pooler import Pooler
+from tests.wheels.postgres import PostgresServer, PostgresWheel
+
+ROOT = Path(__file__).parents[2]
+
+
+def port_of(url: str) -> int:
+    """Return the port in a URL."""
+    return int(re.search(r":(\d+)/", url)[1])
+
+
+def through(url: str, port: int) -> str:
+    """Return the URL of the same database by way of another port."""
+    return re.sub(r":\d+/", f":{port}/", url)
+
+
+@asynccontextmanager
+async def proxied(url: str) -> AsyncIterator[tuple[PostgresStore, Proxy]]:
+    """Return a store behind a proxy, its connection open and its statements prepared."""
+    port = port_of(url)
+    async with Proxy(HOST, port) as proxy, PostgresStore.at(through(url, proxy.port)) as store:
+        writer = Writer(store)
+        for _ in range(6):
+            await writer.load(turns=1, turn="nobody", term=LONG)
+            await writer.append(release=True)
+            await store.renew(writer.key, Lease("nobody", LONG), Head())
+            await store.release(writer.key, "nobody")
+            await store.list(writer.key.owner)
+            await store.delete(writer.key)
+            writer = Writer(store)
+        yield store, proxy
+
+
+async def fill(url: str, key: SessionKey, entries: int) -> Head:
+    """Write a long log at once, as that many appends would have left it; return its head."""
+    epoch, last = new_token(), new_id()
+    link = await asyncpg.connect(url)
+    try:
+        store = PostgresStore.at(url)
+        if entries:
+            writer = Writer(store, key)
+            await writer.append(replace(writer.entry(count=2, body=b"x" * 1000), epoch=epoch))
+        await store.aclose()
+        if entries > 1:
+            await link.execute(
+                "INSERT INTO convmem.convmem_entry SELECT conversation, g, 0, stored, count, g, format, closing, visible, opens, kind,"
+                " CASE WHEN g = $1::bigint THEN $2 ELSE md5(g::text || conversation::text) END, md5('t' || g::text || conversation::text),"
+                " token, key_id, pinned, hides, body FROM convmem.convmem_entry, generate_series(2, $1::bigint) AS g"
+                " WHERE conversation = (SELECT id FROM convmem.convmem_conversation WHERE owner = $3)",
+                entries,
+                last,
+                key.path[1],
+            )
+            await link.execute(
+                "UPDATE convmem.convmem_conversation SET n = $1::bigint, turns = $1::int, entry = $2 WHERE owner = $3",
+                entries,
+                last,
+                key.path[1],
+            )
+            await link.execute(
+                "UPDATE convmem.convmem_lease SET n = $1::bigint, entry = $2 WHERE conversation ="
+                " (SELECT id FROM convmem.convmem_conversation WHERE owner = $3)",
+                entries,
+                last,
+                key.path[1],
+            )
+    finally:
+        await link.close()
+    return Head(epoch, entries, last, entries) if entries > 1 else Head()
+
+
+async def cost_of_a_turn(store: PostgresStore, proxy: Proxy, key: SessionKey) -> tuple[int, int, int]:
+    """Return round trips, bytes sent and bytes received of one turn: load with look-up and lease, append with release."""
+    before = (proxy.round_trips, proxy.sent, proxy.received)
+    writer = Writer(store, key)
+    await writer.load(turns=20, turn=new_id(), term=LONG)
+    await writer.append(writer.entry(body=b"x" * 1000, count=2), release=True)
+    await asyncio.sleep(0.02)  # what was sent after the last answer, of which there must be nothing
+    return proxy.round_trips - before[0], proxy.sent - before[1], proxy.received - before[2]
+
+
+async def check_flat(url: str, sizes: tuple[int, ...]) -> None:
+    received: list[int] = []
+    async with proxied(url) as (store, proxy):
+        for entries in sizes:
+            key = fresh_key()
+            await fill(url, key, entries)
+            trips, sent, got = await cost_of_a_turn(store, proxy, key)
+            assert trips == 2, f"{trips} round trips with {entries} entries stored"
+            assert sent < 2300, f"{sent} bytes sent with {entries} entries stored"
+            if entries >= 20:
+                received.append(got)
+            assert got < 26_000, f"{got} bytes received with {entries} entries stored"
+    assert max(received) - min(received) < 200, received
+
+
+@pytest.mark.asyncio
+async def test_a_turn_is_two_round_trips_whatever_is_stored(postgres_url: str) -> None:
+    """A history that is read whole costs more with every turn; this is where others grow with the length of the conversation."""
+    await check_flat(postgres_url, (0, 10, 100, 1000))
+
+
+@pytest.mark.all_only
+@pytest.mark.asyncio
+async def test_a_turn_is_two_round_trips_with_ten_thousand_entries(postgres_url: str) -> None:
+    """The same, longer."""
+    await check_flat(postgres_url, (100, 10_000))
+
+
+@pytest.mark.asyncio
+async def test_a_window_of_messages_is_one_round_trip_and_bounded(postgres_url: str) -> None:
+    """Not only a window of turns is found without reading what is before it."""
+    async with proxied(postgres_url) as (store, proxy):
+        key = fresh_key()
+        await fill(postgres_url, key, 2000)
+        for _ in range(6):
+            await store.load(key, messages=10)
+        trips, received = proxy.round_trips, proxy.received
+        log = await store.load(key, messages=10)
+        assert [stored.n for stored in log.entries] == list(range(1996, 2001))
+        assert proxy.round_trips - trips == 1
+        assert proxy.received - received < 10_000
+
+
+@pytest.mark.asyncio
+async def test_every_verb_is_one_round_trip(postgres_url: str) -> None:
+    """Each trip more is a millisecond between hosts, for every turn of every user."""
+    async with proxied(postgres_url) as (store, proxy):
+        writer = Writer(store)
+        lease = Lease(writer.token, LONG)
+        calls = {
+            "load": lambda: writer.load(turns=1, turn="t", term=LONG),
+            "append": writer.append,
+            "renew": lambda: store.renew(writer.key, lease, writer.head),
+            "release": lambda: store.release(writer.key, writer.token),
+            "list": lambda: store.list(writer.key.owner),
+            "delete": lambda: store.delete(writer.key),
+        }
+        for name, call in calls.items():
+            before = proxy.round_trips
+            await call()
+            await asyncio.sleep(0.01)
+            assert proxy.round_trips - before == 1, name
+
+
+@pytest.mark.asyncio
+async def test_no_verb_reads_a_table_from_end_to_end(postgres_wheel: PostgresWheel, postgres_server: PostgresServer) -> None:
+    """A plan that is quick in a test and scans a million rows in production is the most usual surprise of a database."""
+    url = postgres_server.database()
+    key = fresh_key()
+    async with PostgresStore.at(url) as store:
+        await store.check()
+    link = await asyncpg.connect(url)
+    await link.execute(
+        "INSERT INTO convmem.convmem_conversation (id, n, start, created, updated, turns, day, tenant, owner, session, epoch, entry)"
+        " SELECT md5(g::text)::uuid, 20, 0, now() - g * interval '1 minute', now() - g * interval '1 minute', 20,"
+        " (now() - g * interval '1 minute')::date, '', 'user:' || g % 7, 's' || g, 'e', md5('e20' || g::text) FROM generate_series(1, 5000) AS g"
+    )
+    await link.execute(
+        "INSERT INTO convmem.convmem_entry (conversation, n, start, stored, count, turns, format, closing, visible, opens, kind, entry, turn,"
+        " token, key_id, body) SELECT md5(g::text)::uuid, n, 0, now(), 2, n, 1, true, true, true, 'turn', md5(n::text || g::text),"
+        " md5('t' || n::text || g::text), 'token', '', 'x' FROM generate_series(1, 5000) AS g, generate_series(1, 20) AS n"
+    )
+    await link.execute(
+        "INSERT INTO convmem.convmem_lease SELECT id, now(), '-infinity', n, '2020-01-01', '', epoch, entry FROM convmem.convmem_conversation"
+    )
+    await fill(url, key, 50_000)
+    await link.execute("ANALYZE")
+    await link.execute("SET plan_cache_mode = force_generic_plan")
+    uuid = "'00000000-0000-0000-0000-000000000001'"
+    arguments = {
+        "load": f"{uuid}, 'turn', 20, 30, NULL, 'token', '8 s', 68",
+        "append": f"{uuid}, '', 'user:x', 's', '', 0, '', 'id', 'turn', 'token', 'epoch', 'turn', true, 2, 1, 0, NULL, '{{1}}', 1, '', 'x', NULL, true",
+        "renew": f"{uuid}, 'token', '8 s', '', 0, ''",
+        "release": f"{uuid}, 'token'",
+        "list": "'', 'user:1', NULL, '', NULL, 51",
+        "walk": "'', '', '', NULL, NULL, 1000",
+        "delete": f"{uuid}, '', 'user:x', 's', 'mark', NULL, NULL, NULL, '30 d'",
+    }
+    for name, values in arguments.items():
+        await link.execute(f"PREPARE {name}_plan AS {statement(name, 'convmem')}")
+        rows = await link.fetch(f"EXPLAIN (COSTS OFF) EXECUTE {name}_plan ({values})")
+        plan = "\n".join(row[0] for row in rows)
+        assert "Seq Scan" not in plan, f"{name}:\n{plan}"
+        for line, condition in re.findall(r"(Index .*Scan.* on convmem_entry .*)\n\s+Index Cond: (.*)", plan):
+            assert "conversation" in condition, f"{name}: {line} {condition}"
+    await link.close()
+    async with PostgresStore.at(url) as store:
+        for call in (lambda: store.load(key, turns=20), lambda: store.load(key, messages=20), lambda: store.list("user:1")):
+            await call()
+            began = time.perf_counter()
+            await call()
+            assert time.perf_counter() - began < 0.2, "milliseconds were expected, of an owner with hundreds and a log of 50,000"
+
+
+@pytest.mark.asyncio
+async def test_an_owner_with_ten_thousand_conversations_is_paged_by_day(postgres_server: PostgresServer) -> None:
+    """Only the conversations of the day where a page ends are sorted; an index on the time itself would be written by every append."""
+    url = postgres_server.database()
+    async with PostgresStore.at(url) as store:
+        await store.check()
+        link = await asyncpg.connect(url)
+        await link.execute(
+            "INSERT INTO convmem.convmem_conversation (id, n, start, created, updated, turns, day, tenant, owner, session, epoch, entry)"
+            " SELECT md5(g::text)::uuid, 1, 0, at, at, 1, (at AT TIME ZONE 'UTC')::date, '', 'user:1', 's' || g, 'e', 'i'"
+            " FROM (SELECT g, now() - g * interval '7 minutes' AS at FROM generate_series(1, 10000) AS g) AS each"
+        )
+        await link.execute("ANALYZE")
+        await link.execute("SET plan_cache_mode = force_generic_plan")
+        await link.execute(f"PREPARE list_plan AS {statement('list', 'convmem')}")
+        plan = "\n".join(
+            row[0] for row in await link.fetch("EXPLAIN (ANALYZE, COSTS OFF) EXECUTE list_plan ('', 'user:1', NULL, '', NULL, 51)")
+        )
+        await link.close()
+        assert "Incremental Sort" in plan, plan
+        read = max(int(float(rows)) for rows in re.findall(r"Index Scan.*rows=([\d.]+)", plan))
+        assert read < 600, f"{read} conversations were read for a page of 50"
+        seen: list[str] = []
+        after = None
+        for _ in range(20):
+            page = await store.list("user:1", after=after, limit=500)
+            seen += [item.session_id for item in page.items]
+            after = page.after
+        assert after is None
+        assert seen == [f"s{number}" for number in range(1, 10_001)]
+
+
+MIGRATOR = """
+import asyncio, os, sys
+from convmem.stores.postgres import PostgresStore
+from convmem.testing.writer import Writer
+
+async def main():
+    async with PostgresStore.at(sys.argv[1]) as store:
+        writer = Writer(store)
+        await writer.append()
+        assert len(await writer.visible()) == 1
+
+def work():
+    try:
+        asyncio.run(main())
+    except BaseException as error:
+        print(repr(error), file=sys.stderr, flush=True)
+        os._exit(1)
+    os._exit(0)
+
+children = [os.fork() or work() for _ in range(20)]
+sys.exit(any(os.waitpid(child, 0)[1] for child in children))
+"""
+
+
+def test_twenty_processes_that_start_at_once_agree_on_one_schema(postgres_server: PostgresServer) -> None:
+    """A deployment starts all its workers at the same moment on an empty database; CREATE TABLE IF NOT EXISTS alone fails then."""
+    command = [sys.executable, "-W", "error", "-c", MIGRATOR, postgres_server.database()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.asyncio
+async def test_many_stores_at_once_make_the_tables_once(postgres_server: PostgresServer) -> None:
+    """The same within one process, where all of them arrive within a millisecond."""
+    url = postgres_server.database()
+    stores = [PostgresStore.at(url) for _ in range(20)]
+    applied = await asyncio.gather(*(store.migrate() for store in stores))
+    assert max(applied, key=len) == tuple(migration.name for migration in migrations())
+    assert sum(bool(names) for names in applied) == 1
+    for store in stores:
+        await store.check()
+        await store.aclose()
+
+
+NEXT = Migration(
+    2,
+    "002_invented.sql",
+    "ALTER TABLE convmem.convmem_entry ADD COLUMN invented text;"
+    "ALTER TABLE convmem.convmem_conversation ADD COLUMN invented bigint NOT NULL DEFAULT 7;"
+    "ALTER TABLE convmem.convmem_lease ADD COLUMN invented text NOT NULL DEFAULT '';"
+    "CREATE INDEX invented ON convmem.convmem_entry (stored);",
+)
+
+
+async def migrate_beyond(url: str) -> None:
+    """Bring a database to a version that this code does not know."""
+    async with PostgresStore.at(url) as store:
+        await store.check()
+    link = await asyncpg.connect(url)
+    for one in statements(NEXT.sql):
+        await link.execute(one)
+    await link.execute("INSERT INTO convmem.convmem_migration (number) VALUES (2)")
+    await link.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("how", ["auto", "check", "off"])
+async def test_old_code_works_on_a_newer_schema(postgres_server: PostgresServer, how: str) -> None:
+    """During a rolling deployment old workers meet the tables of the new ones."""
+    url = postgres_server.database()
+    await migrate_beyond(url)
+    async with PostgresStore.at(url, migrate=how) as store:  # type: ignore[arg-type]
+        writer = Writer(store)
+        await writer.seize()
+        await writer.append(release=True)
+        assert await store.delete(writer.key)
+        assert await store.migrate() == ()
+
+
+@pytest.mark.all_only
+class TestOldCodeOnANewerSchema(StoreContract):
+    """The whole contract, on tables that have more columns than the code knows."""
+
+    @pytest_asyncio.fixture(scope="class", loop_scope="class")
+    async def newer(self, postgres_server: PostgresServer) -> str:
+        url = postgres_server.database()
+        await migrate_beyond(url)
+        return url
+
+    @pytest.fixture
+    def open_store(self, newer: str):
+        return lambda: PostgresStore.at(newer)
+
+    async def break_store(self, store):
+        return PostgresStore.at("postgresql://127.0.0.1:1/none", timeout=timedelta(seconds=0.5))
+
+
+@pytest.mark.asyncio
+async def test_the_next_migration_is_applied_once(postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upgrade finds the tables of the version before, with conversations in them."""
+    url = postgres_server.database()
+    async with PostgresStore.at(url) as store:
+        writer = Writer(store)
+        entry = await writer.append()
+    before = migrations()
+    monkeypatch.setattr(postgres_schema, "migrations", lambda: [*before, NEXT])
+    async with PostgresStore.at(url, migrate="check") as store:
+        with pytest.raises(StoreUnavailable, match=r"are of version 1, and this is version 2; run: convmem migrate"):
+            await store.load(writer.key)
+    async with PostgresStore.at(url) as store:
+        assert await store.migrate() == ("002_invented.sql",)
+        assert await store.migrate() == ()
+        assert await Writer(store, writer.key).visible() == (entry.id,)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("how", ["check", "off"])
+async def test_missing_tables_are_a_sentence_with_the_command(postgres_server: PostgresServer, how: str) -> None:
+    """Who forbids a worker to make tables is told what to type, not that a relation does not exist."""
+    async with PostgresStore.at(postgres_server.database(), migrate=how) as store:  # type: ignore[arg-type]
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="tables in the schema convmem are missing; run: convmem migrate") as caught:
+                await store.load(fresh_key())
+            assert not caught.value.unknown
+        assert await store.migrate()
+        await store.load(fresh_key())
+
+
+@pytest.mark.asyncio
+async def test_another_schema_is_used_for_everything(postgres_server: PostgresServer) -> None:
+    """Two apps in one database, or a schema that was handed out: nothing is made beside it."""
+    url = postgres_server.database()
+    async with PostgresStore.at(url, schema="Some-schema") as store:
+        await (writer := Writer(store)).append()
+        await store.check()
+        await store.list(None)
+        await store.delete(writer.key)
+    link = await asyncpg.connect(url)
+    rows = await link.fetch("SELECT DISTINCT schemaname FROM pg_tables WHERE tablename LIKE 'convmem%'")
+    await link.close()
+    assert [row[0] for row in rows] == ["Some-schema"]
+    for wrong in ("", 'a"b', "a.b", "a b", "\u00e4"):
+        with pytest.raises(ValueError, match="use letters"):
+            PostgresStore.at(url, schema=wrong)
+
+
+@pytest_asyncio.fixture
+async def fenced_in(postgres_server: PostgresServer) -> AsyncIterator[tuple[asyncpg.Connection, str]]:
+    """Return a superuser's connection and the URL of a user who may do nothing, in a new database."""
+    url = postgres_server.database()
+    user = f"user_{new_id()[-8:]}"
+    link = await asyncpg.connect(url)
+    await link.execute(f"CREATE ROLE {user} LOGIN")
+    yield link, url.replace("postgres@", f"{user}@", 1)
+    await link.execute(f"DROP OWNED BY {user} CASCADE")
+    await link.execute(f"DROP ROLE {user}")
+    await link.close()
+
+
+@pytest.mark.asyncio
+async def test_reading_and_writing_rows_is_all_a_worker_has_to_be_allowed(fenced_in: tuple[asyncpg.Connection, str]) -> None:
+    """Each missing right is a sentence with the GRANT, and following them leads to a working store with no right to make anything."""
+    link, url = fenced_in
+    followed: list[str] = []
+    async with PostgresStore.at(url) as store:
+        writer = Writer(store)
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable, match=r"GRANT [^;]*?TO \w+") as caught:
+                await writer.append()
+            assert not caught.value.unknown
+            grant = re.search(r"GRANT [^;]*?TO \w+", str(caught.value))[0]
+            followed.append(grant.split(" TO ")[0].split(" ON ")[0])
+            if "ON DATABASE" in grant:
+                assert "convmem migrate --sql" in str(caught.value)
+                grant = migration_sql("convmem")  # what the sentence offers instead of the right
+            await link.execute(grant)
+        assert followed == ["GRANT CREATE", "GRANT USAGE", "GRANT SELECT, INSERT, UPDATE, DELETE"]
+        await writer.append()
+        await store.check()
+        await store.delete(writer.key)
+        await store.list(None)
+
+
+@pytest.mark.asyncio
+async def test_one_who_owns_only_the_schema_can_migrate(fenced_in: tuple[asyncpg.Connection, str]) -> None:
+    """Shared hosts hand out a schema, and no right to make another."""
+    link, url = fenced_in
+    user = url.split("//")[1].split("@")[0]
+    await link.execute(f"CREATE SCHEMA theirs AUTHORIZATION {user}")
+    async with PostgresStore.at(url, schema="theirs") as store:
+        await Writer(store).append()
+
+
+@pytest.mark.asyncio
+async def test_a_pool_that_was_passed_in_is_used_and_not_closed(postgres_url: str) -> None:
+    """It is the app's, which has more to do with it than we."""
+    async with asyncpg.create_pool(postgres_url, min_size=1, max_size=2) as pool:
+        async with PostgresStore(pool) as store:
+            await (writer := Writer(store)).append()
+            await asyncio.gather(*(store.load(writer.key) for _ in range(8)))
+        assert await pool.fetchval("SELECT 1") == 1
+        assert pool.get_idle_size() == pool.get_size()
+
+
+@pytest.mark.asyncio
+async def test_connections_that_are_all_busy_are_waited_for_and_not_for_ever(postgres_url: str) -> None:
+    """A pool that is too small makes requests slow first, and then says so; it never hangs."""
+    async with PostgresStore.at(postgres_url, pool_max=2, timeout=timedelta(seconds=0.6)) as store:
+        writer = Writer(store)
+        await writer.append()
+        assert len(await asyncio.gather(*(store.load(writer.key) for _ in range(50)))) == 50
+        link = await asyncpg.connect(postgres_url)
+        blocked = link.transaction()
+        await blocked.start()
+        await link.execute("LOCK TABLE convmem.convmem_conversation IN ACCESS EXCLUSIVE MODE")
+        began = time.monotonic()
+        answers = await asyncio.gather(*(store.load(writer.key) for _ in range(5)), return_exceptions=True)
+        assert time.monotonic() - began < 2
+        assert all(isinstance(answer, StoreUnavailable) for answer in answers)
+        assert any("all 2 connections" in str(answer) for answer in answers)
+        await blocked.rollback()
+        await link.close()
+        assert (await store.load(writer.key)).head == writer.head
+
+
+@pytest.mark.asyncio
+async def test_a_call_that_timed_out_leaves_nothing_running_on_the_server(postgres_url: str) -> None:
+    """A request that gave up and still waits for a lock would take the next one's place in the queue, and write after all."""
+    async with PostgresStore.at(postgres_url, timeout=timedelta(seconds=0.4)) as store:
+        writer = Writer(store)
+        await writer.append()
+        link = await asyncpg.connect(postgres_url)
+        transaction = link.transaction()
+        await transaction.start()
+        await link.execute("LOCK TABLE convmem.convmem_entry IN EXCLUSIVE MODE")
+        with pytest.raises(StoreUnavailable, match="did not answer in time") as caught:
+            await writer.offer()
+        assert caught.value.unknown
+        for _ in range(50):
+            waiting = await link.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+            if not waiting:
+                break
+            await asyncio.sleep(0.05)
+        assert not waiting
+        await transaction.rollback()
+        await link.close()
+        assert (await store.load(writer.key)).head == writer.head
+
+
+@pytest.mark.asyncio
+async def test_idle_connections_are_kept_and_used_again(postgres_url: str) -> None:
+    """A connection a request is ten times the cost of the request."""
+    async with Proxy(HOST, port_of(postgres_url)) as proxy:
+        async with PostgresStore.at(through(postgres_url, proxy.port)) as store:
+            for _ in range(20):
+                await store.load(fresh_key())
+            assert proxy.connections == 1
+            await asyncio.gather(*(store.load(fresh_key()) for _ in range(100)))
+            assert proxy.connections <= 10
+        await asyncio.sleep(0.05)
+        assert proxy.open == 0
+
+
+@pytest.mark.asyncio
+async def test_more_connections_than_are_kept_are_closed_when_idle(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rush of an hour ago must not hold the server's connections for ever."""
+    monkeypatch.setattr("convmem.stores.postgres_connections.IDLE_FOR", 0.05)
+    port = port_of(postgres_url)
+    async with Proxy(HOST, port) as proxy, PostgresStore.at(through(postgres_url, proxy.port), pool_max=8, pool_min=2) as store:
+        await asyncio.gather(*(store.load(fresh_key()) for _ in range(100)))
+        assert proxy.open > 2
+        for _ in range(12):
+            await asyncio.sleep(0.06)
+            await store.load(fresh_key())
+        assert proxy.open == 2
+
+
+@pytest.mark.asyncio
+async def test_an_outage_is_over_when_the_server_is_back(postgres_url: str) -> None:
+    """Connections recover by themselves; a short outage is waited out, a long one is answered at once, and nobody storms the server."""
+    port = port_of(postgres_url)
+    async with Proxy(HOST, port) as proxy, PostgresStore.at(through(postgres_url, proxy.port), timeout=timedelta(seconds=1)) as store:
+        writer = Writer(store)
+        await writer.append()
+        await proxy.refuse()
+        short = asyncio.create_task(store.load(writer.key))
+        await asyncio.sleep(0.3)
+        await proxy.mend()
+        assert (await short).head == writer.head
+        await proxy.refuse()
+        with pytest.raises(StoreUnavailable):
+            await store.load(writer.key)
+        await asyncio.sleep(0.2)
+        began = time.monotonic()
+        for _ in range(20):
+            with pytest.raises(StoreUnavailable):
+                await store.load(writer.key)
+        assert time.monotonic() - began < 4, "while a server is away for long, nobody waits for it"
+        await proxy.mend()
+        connections = proxy.connections
+        proxy.turn_away()
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            await asyncio.gather(*(store.load(writer.key) for _ in range(50)), return_exceptions=True)
+            await asyncio.sleep(0.01)
+        assert proxy.connections - connections < 60, "a reconnect storm"
+        await proxy.mend()
+        await asyncio.sleep(2.1)
+        assert (await store.load(writer.key)).head == writer.head
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("cut", [0, 1, 30])
+async def test_an_append_whose_answer_is_lost_is_unknown_and_stored_once(postgres_url: str, cut: int) -> None:
+    """A reset after sending says nothing about what the server did; the repeat of the very same entry finds out."""
+    port = port_of(postgres_url)
+    async with Proxy(HOST, port) as proxy, PostgresStore.at(through(postgres_url, proxy.port)) as store:
+        writer = Writer(store)
+        for _ in range(3):
+            await writer.append()
+        entry = writer.entry()
+        proxy.cut_reply_after(cut)
+        with pytest.raises(StoreUnavailable) as caught:
+            await writer.offer(entry)
+        assert caught.value.unknown
+        assert (await writer.offer(entry)).outcome in {Outcome.STORED, Outcome.DUPLICATE}
+        assert (await store.load(writer.key)).head.n == 4
+
+
+@pytest.mark.asyncio
+async def test_several_event_loops_at_once_each_have_their_connections(postgres_url: str) -> None:
+    """Sync frameworks run handlers in threads with a loop each; connections of asyncpg belong to the loop that made them."""
+    store = PostgresStore.at(postgres_url)
+    writer = Writer(store)
+    await writer.append()
+
+    def elsewhere() -> int:
+        return asyncio.run(store.load(writer.key)).head.n
+
+    assert await asyncio.gather(*(asyncio.to_thread(elsewhere) for _ in range(4))) == [1] * 4
+    await store.aclose()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+async def test_a_server_that_serialises_is_asked_again(postgres_url: str, isolation: str) -> None:
+    """READ COMMITTED is enough, but some set more for a whole database; 40001 then means: the same entry, once more."""
+    url = f"{postgres_url}?options=-c%20default_transaction_isolation%3D{isolation.replace(' ', '%5C%20')}"
+    async with PostgresStore.at(url) as store:
+        key = fresh_key()
+
+        async def write(number: int) -> None:
+            writer, done = Writer(store, key), 0
+            while done < 5:
+                await writer.load(turns=0)
+                done += (await writer.offer()).outcome is Outcome.STORED
+
+        await asyncio.gather(*(write(number) for number in range(6)))
+        assert (await store.load(key)).head.n == 30
+
+
+class TestBehindAPoolerInTransactionMode:
+    """pgbouncer as most run it: no session belongs to anybody."""
+
+    @pytest_asyncio.fixture
+    async def pooler(self, postgres_server: PostgresServer) -> AsyncIterator[Pooler]:
+        async with Pooler(HOST, postgres_server.port) as pooler:
+            yield pooler
+
+    @pytest.mark.asyncio
+    async def test_it_is_found_out_and_nothing_fails(self, postgres_url: str, pooler: Pooler) -> None:
+        """Nobody reads about statement_cache_size before the first error in production."""
+        async with PostgresStore.at(through(postgres_url, pooler.port)) as store:
+            await self._write(store)
+            assert store._database.connections._options["statement_cache_size"] == 0
+
+    @pytest.mark.asyncio
+    async def test_prepared_statements_fail_there(self, postgres_url: str, pooler: Pooler) -> None:
+        """The twin: what happens to a client that does not find out, so that the test above tests something."""
+        link = [await asyncpg.connect(through(postgres_url, pooler.port)) for _ in range(4)]
+        await link[0].fetch("SELECT $1::int", 1)  # prepared and run in one transaction
+        with pytest.raises(asyncpg.InvalidSQLStatementNameError):
+            await link[0].fetch("SELECT $1::int", 1)
+        for each in link:
+            each.terminate()
+
+    @pytest.mark.asyncio
+    async def test_a_pool_with_prepared_statements_is_told_what_to_set(self, postgres_url: str, pooler: Pooler) -> None:
+        """A pool that was passed in is not ours to change."""
+        async with asyncpg.create_pool(through(postgres_url, pooler.port), min_size=4, max_size=4, reset=_no_reset) as pool:
+            with pytest.raises(StoreUnavailable, match="statement_cache_size=0"):
+                await self._write(PostgresStore(pool, migrate="off"))
+
+    @pytest.mark.asyncio
+    async def test_no_pooler_means_prepared_statements(self, postgres_url: str) -> None:
+        """They save a trip for every call."""
+        async with PostgresStore.at(postgres_url) as store:
+            await store.load(fresh_key())
+            assert store._database.connections._options["statement_cache_size"] > 0
+
+    async def _write(self, store: PostgresStore) -> None:
+        async def turns() -> None:
+            writer = Writer(store)
+            for _ in range(10):
+                await writer.seize()
+                await writer.append(release=True)
+            assert len(await writer.visible()) == 10
+
+        await asyncio.gather(*(turns() for _ in range(8)))
+
+    def test_pgbouncer_itself(self) -> None:
+        """There is no wheel of it; where it is installed this would be the place."""
+        if shutil.which("pgbouncer") is None:
+            pytest.skip("declared: pgbouncer has no wheel, and is not installed")
+
+
+async def _no_reset(connection: asyncpg.Connection) -> None:
+    """Leave a connection as it is."""
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"synchronous_commit": "off"}, "synchronous_commit=off and loses the last acknowledged turns"),
+        ({"fsync": "off"}, "fsync=off and may lose everything"),
+        ({"full_page_writes": "off"}, "full_page_writes=off"),
+    ],
+)
+async def test_a_server_that_may_lose_turns_is_named_once(postgres_wheel: PostgresWheel, settings: dict[str, str], says: str) -> None:
+    """Nobody looks at the server's configuration until turns are missing; the warning says what to set."""
+    server = postgres_wheel.server(**settings)
+    store = PostgresStore.at(server.url())
+    with pytest.warns(UnsafePostgresWarning, match=says):
+        await Writer(store).append()
+    await store.check()  # a second warning would be an error here
+    await store.aclose()
+    async with PostgresStore.at(server.url(), unsafe="refuse") as strict:
+        with pytest.raises(StoreUnavailable, match=says):
+            await Writer(strict).append()
+    async with PostgresStore.at(server.url(), unsafe="allow") as easy:
+        await Writer(easy).append()
+        durability = (await easy.check()).durability
+    assert ("may" in durability) == (settings != {"full_page_writes": "off"}) or "failover" in durability
+    server.kill()
+
+
+@pytest.mark.asyncio
+async def test_what_an_acknowledged_turn_survives_is_named(postgres_wheel: PostgresWheel) -> None:
+    """Alone, with a standby that follows, and with one that is waited for: three promises, and three texts."""
+    primary = postgres_wheel.server()
+    async with PostgresStore.at(primary.url()) as store:
+        health = await store.check()
+        assert health.server.startswith("PostgreSQL 18")
+        assert "no standby is synchronous (synchronous_commit=on)" in health.durability
+    replica = postgres_wheel.replica(primary)
+    primary.sql("ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (*)'")
+    primary.sql("SELECT pg_reload_conf()")
+    await asyncio.sleep(0.3)
+    async with PostgresStore.at(primary.url()) as store:
+        assert "failover to a synchronous standby (synchronous_commit=on, ANY 1 (*))" in (await store.check()).durability
+        writer = Writer(store)
+        await writer.seize()
+        await writer.append(writer.entry(closing=False))
+    async with PostgresStore.at(replica.url(), timeout=timedelta(seconds=2)) as standby:
+        with pytest.raises(StoreUnavailable, match="a standby, or read-only; name the primary"):
+            await standby.load(writer.key)
+    async with PostgresStore.at(f"postgresql://postgres@{HOST}:{primary.port},{HOST}:{replica.port}/postgres") as both:
+        assert (await both.load(writer.key)).head == writer.head
+        primary.kill()
+        replica.sql("ALTER SYSTEM SET synchronous_standby_names = ''")
+        await asyncio.to_thread(replica.promote)
+        late = Writer(both, writer.key)
+        log = await late.seize()  # the lease of the server that died is gone with it: nobody waits for it
+        assert log.head == writer.head
+        await late.append(release=True)
+        assert (await writer_on(both, writer).offer()).outcome is Outcome.CONFLICT
+    replica.kill()
+
+
+def writer_on(store: PostgresStore, writer: Writer) -> Writer:
+    """The same writer over another store."""
+    writer.store = store
+    return writer
+
+
+@pytest.mark.asyncio
+async def test_a_crash_of_the_server_loses_nothing_but_leases(postgres_wheel: PostgresWheel) -> None:
+    """Kill -9 in the middle of turns: what was acknowledged is there, conversations are free, connections come back by themselves."""
+    server = postgres_wheel.server()
+    async with PostgresStore.at(server.url(), timeout=timedelta(seconds=20)) as store:
+        writers = [Writer(store) for _ in range(10)]
+        for writer in writers:
+            await writer.seize()
+            await writer.append(writer.entry(closing=False))
+        await asyncio.to_thread(server.kill)
+        await asyncio.to_thread(server.start)
+        for writer in writers:
+            assert (await store.load(writer.key)).head == writer.head
+            assert await store.renew(writer.key, Lease(writer.token, LONG), writer.head)
+            await writer.append(release=True)
+    server.kill()
+
+
+def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """Return a certificate for the loopback, signed by itself, and its key."""
+    certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    return certificate, key
+
+
+@pytest.mark.asyncio
+async def test_tls_is_spoken_and_its_certificate_is_checked(postgres_17_wheel: PostgresWheel, tmp_path: Path) -> None:
+    """Between hosts the history must not be readable, nor anybody pass for the server; on the second version of it."""
+    if shutil.which("openssl") is None:
+        pytest.skip("declared: openssl is needed to make a certificate")
+    certificate, key = make_certificate(tmp_path, "server")
+    base = postgres_17_wheel.base
+    for file in (certificate, key):
+        target = base / file.name
+        shutil.copy(file, target)
+        target.chmod(0o600)
+        if postgres_17_wheel.user:
+            shutil.chown(target, postgres_17_wheel.user["user"], postgres_17_wheel.user["group"])
+    server = postgres_17_wheel.server(ssl="on", ssl_cert_file=str(base / "server.crt"), ssl_key_file=str(base / "server.key"))
+    async with open_store(server.url(query=f"?sslmode=verify-full&sslrootcert={certificate}")) as store:
+        await (writer := Writer(store)).append()
+        assert (await store.check()).server.startswith("PostgreSQL 17")
+    link = await asyncpg.connect(server.url())
+    transport = link._transport.get_extra_info("ssl_object")
+    assert transport is not None
+    await link.close()
+    stranger, _ = make_certificate(tmp_path, "stranger")
+    async with open_store(server.url(query=f"?sslmode=verify-full&sslrootcert={stranger}&timeout=1s")) as store:
+        with pytest.raises(StoreUnavailable, match="certificate"):
+            await store.load(writer.key)
+    server.kill()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda url: re.sub(r"/db_\w+", "/no_such_database", url), "the database in CONVMEM_STORE does not exist"),
+        (lambda url: url.replace("postgres@", "nobody_here@", 1), "the server refused the user or the password"),
+        (lambda url: through(url, 1), "no connection: "),
+        (lambda url: f"{url}?sslmode=require", "no connection: "),
+    ],
+)
+async def test_a_server_that_cannot_be_used_is_a_sentence_without_secrets(postgres_url: str, change, says: str) -> None:
+    """The first run against a new database fails in one of these ways."""
+    url = change(postgres_url).replace("@", ":hush@", 1)
+    async with PostgresStore.at(url, timeout=timedelta(seconds=0.5)) as store:
+        with pytest.raises(StoreUnavailable, match=says) as caught:
+            await store.load(fresh_key())
+        assert "hush" not in str(caught.value)
+        assert not caught.value.unknown
+        with pytest.raises(StoreUnavailable) as caught:
+            await Writer(store).append()
+        assert not caught.value.unknown  # nothing was sent
+
+
+@pytest.mark.asyncio
+async def test_a_lease_costs_no_log_and_an_append_little(postgres_url: str) -> None:
+    """A lease need not survive a crash, so it must not wait for the disk; what an append writes is counted, and has a ceiling."""
+    link = await asyncpg.connect(postgres_url)
+
+    async def written() -> int:
+        return int(await link.fetchval("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"))
+
+    async with PostgresStore.at(postgres_url) as store:
+        writer = Writer(store)
+        for _ in range(30):
+            await writer.append(writer.entry(body=b"x" * 1000))
+        await link.execute("CHECKPOINT")
+        await writer.append(writer.entry(body=b"x" * 1000))  # the first after a checkpoint writes whole pages
+        quiet = []
+        flushed = []
+        for _ in range(5):
+            before, disk = await written(), await link.fetchval("SELECT pg_current_wal_flush_lsn()::text")
+            await store.load(writer.key, lease=Lease(writer.token, LONG))
+            await store.renew(writer.key, Lease(writer.token, LONG), writer.head)
+            await store.release(writer.key, writer.token)
+            flushed.append(disk != await link.fetchval("SELECT pg_current_wal_flush_lsn()::text"))
+            quiet.append(await written() - before)
+        assert min(quiet) <= 3 * 48, quiet  # the records of three commits, and nothing of what they wrote
+        assert not all(flushed)
+        costs = []
+        for _ in range(9):
+            before = await written()
+            await writer.append(writer.entry(body=b"x" * 1000))
+            costs.append(await written() - before)
+        assert sorted(costs)[4] < 2200, costs
+    await link.close()
+
+
+@pytest.mark.asyncio
+async def test_an_append_moves_no_row_to_another_page(postgres_server: PostgresServer) -> None:
+    """The row of a conversation is updated where it stands and in no index (HOT); the rest of the table keeps its size."""
+    url = postgres_server.database()
+    async with PostgresStore.at(url) as store:
+        writer = Writer(store)
+        for _ in range(60):
+            await writer.append()
+    link = await asyncpg.connect(url)
+    for _ in range(40):
+        row = await link.fetchrow("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'convmem_conversation'")
+        if row["n_tup_upd"] >= 59:
+            break
+        await asyncio.sleep(0.1)  # a connection hands in its counts when it ends
+    await link.close()
+    assert row["n_tup_upd"] >= 59
+    assert row["n_tup_hot_upd"] >= 0.9 * row["n_tup_upd"]
+
+
+@pytest.mark.asyncio
+async def test_dead_leases_and_old_tombstones_are_cleared_by_deletes(postgres_server: PostgresServer) -> None:
+    """Visitors who never came back leave a row each; a table that only grows is found in production."""
+    url = postgres_server.database()
+    async with PostgresStore.at(url) as store:
+        for _ in range(5):
+            await Writer(store).seize(timedelta(milliseconds=1))
+            await store.delete(fresh_key())
+        kept = Writer(store)
+        await kept.append()
+        link = await asyncpg.connect(url)
+        await link.execute("UPDATE convmem.convmem_lease SET day = day - 3")
+        await link.execute("UPDATE convmem.convmem_conversation SET deleted = deleted - interval '31 days'")
+        await store.delete(fresh_key())
+        assert await link.fetchval("SELECT count(*) FROM convmem.convmem_lease") <= 2
+        rows = await link.fetch("SELECT epoch FROM convmem.convmem_conversation")
+        await link.close()
+        assert sorted(bool(row[0]) for row in rows) == [False, True]  # the newest tombstone, and what was kept
+        assert len(await kept.visible()) == 1
+
+
+@pytest.mark.asyncio
+async def test_a_walk_looks_at_so_many_addresses_a_page(postgres_server: PostgresServer) -> None:
+    """A retention job that finds little must not hold a connection for the whole table; it gets an empty page and goes on."""
+    url = postgres_server.database()
+    async with PostgresStore.at(url) as store:
+        for number in range(50):
+            await store.append(SessionKey(f"user:{number:02}"), Head(), Entry(f"e{number}", "t", "token", "epoch", turns=1))
+        await store.append(SessionKey.reserved("keys"), Head(), Entry("e", "t", "token", "epoch"))
+        pages, after = [], None
+        while True:
+            page = await store.list(
+                None, tenant=None, after=after, limit=1, written_before=(await store.list("user:00")).items[0].updated_at
+            )
+            pages.append(len(page.items))
+            after = page.after
+            if after is None:
+                break
+        assert pages == [0, 0, 0]
+        found, after = [], None
+        while True:
+            page = await store.list(None, tenant=None, after=after, limit=2)
+            found += [item.key.owner for item in page.items]
+            after = page.after
+            if after is None:
+                break
+        assert found == [f"user:{number:02}" for number in range(50)]
+        assert not any(owner.startswith(RESERVED_OWNER) for owner in found)
+
+
+def test_the_printed_statements_make_the_tables(postgres_server: PostgresServer) -> None:
+    """What `convmem migrate --sql` prints is what a database administrator runs, in any schema."""
+    url = postgres_server.database()
+    postgres_server.sql(migration_sql("handed_out"), url.rpartition("/")[2])
+
+    async def use() -> None:
+        async with PostgresStore.at(url, schema="handed_out", migrate="check") as store:
+            await Writer(store).append()
+
+    asyncio.run(use())
+    assert "convmem." not in in_schema(migrations()[0].sql, "x").replace('"x".convmem_', "")
+
+
+@pytest.mark.asyncio
+async def test_connections_wait_their_turn(postgres_url: str) -> None:
+    """Whoever waits longest is next: with a last-in-first-out pool a request can starve."""
+    connections = OwnConnections({"dsn": postgres_url}, location="here", pooling=Pooling(1, 1))
+    order: list[int] = []
+
+    async def use(number: int) -> None:
+        async with connections.use(time.monotonic() + 5) as link:
+            order.append(number)
+            await link.fetch("SELECT pg_sleep(0.01)")
+
+    await asyncio.gather(*(use(number) for number in range(12)))
+    assert order == sorted(order)
+    await connections.aclose()
