@@ -190,12 +190,12 @@ class _Budget:
 
 
 def _parts(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
-    """Return a turn's system messages and its question, and the rest in units: a call and its results are one."""
-    opening = [message for message in messages if message.role == "system"]
-    opening += [message for message in messages if message.role == "user"][:1]
+    """Return a turn's system messages and its question, and what follows that in units: a call and its results are one."""
+    begin = next((i for i, message in enumerate(messages) if message.role == "user"), len(messages))
+    opening = [*(message for message in messages if message.role == "system"), *messages[begin : begin + 1]]
     units: list[list[Message]] = []
-    for message in messages:
-        if _is_in(message, opening):
+    for message in messages[begin + 1 :]:
+        if message.role == "system":
             continue
         if message.role == "tool" and units:
             units[-1].append(message)

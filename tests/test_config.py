@@ -58,6 +58,7 @@ DEFAULTS = {
     "debug_headers": False,
     "state_key": "conversation",
     "namespace": "convmem",
+    "migrate": "auto",
 }
 
 
@@ -140,6 +141,7 @@ class TestReading:
             "CONVMEM_DEBUG_HEADERS": "1",
             "CONVMEM_STATE_KEY": "",
             "CONVMEM_NAMESPACE": "chat-2",
+            "CONVMEM_MIGRATE": "Check",
         }
         read = Settings.from_environment(environ)
         assert values(read) == {
@@ -175,6 +177,7 @@ class TestReading:
             "debug_headers": True,
             "state_key": "",
             "namespace": "chat-2",
+            "migrate": "check",
         }
         assert environ.keys() == {line.variable for line in read.describe() if line.source == "environment"}
         assert read.notices == ()

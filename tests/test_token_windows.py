@@ -11,13 +11,16 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from convmem import Edit, Message, Window, get_conversation, open_conversation
+from convmem import Edit, Message, ToolCall, Window, get_conversation, open_conversation
 from convmem.messages import decode_messages
+from convmem.middleware import rules_of
 from convmem.stores.base import Lease
 from convmem.testing import FaultyStore
+from convmem.tokens import Meter, default_counter
 from convmem.windows import Turn, view
 from tests import asgi_client
 from tests.asgi_client import ADA, BOB, quick
+from tests.test_tokens import SHIPPED
 
 pytestmark = pytest.mark.asyncio
 world, memory_world = asgi_client.world, asgi_client.memory_world
@@ -203,6 +206,20 @@ async def test_a_log_that_never_rests_leaves_a_short_window_that_says_so(world):
     assert len(store.pages) < 10
 
 
+async def test_a_conversation_that_is_deleted_over_and_over_holds_no_turn_up_for_ever(world):
+    """It gives up paging after three attempts; then it is told that what it had loaded is gone, as any turn is."""
+    await fill(world, 5)
+    store = Watched(world.inner)
+
+    async def again() -> None:
+        await world.inner.delete(ADA)
+        await fill(world, 5)
+
+    store.between = again
+    answer = await asyncio.wait_for(world.serve(app, store=store, window=tokens(1000)).post(), 10)
+    assert (answer.status, answer.code, len(store.pages)) == (410, "conversation_gone", 6)
+
+
 async def test_the_lease_is_held_while_pages_are_read_and_taken_once(world):
     """A turn that waits for another one does not page in vain."""
     await fill(world, 30)
@@ -276,6 +293,31 @@ async def test_the_setting_works(world, monkeypatch):
     answer = (await world.serve(app, settings=quick(window_tokens=60)).get()).data
     assert (len(answer["texts"]), answer["left_out"]) == (6, 7)
     assert (await world.serve(app, settings=quick(window_tokens="none")).get()).data["left_out"] == 0
+
+
+async def test_tiktoken_counts_where_the_app_names_no_counter(monkeypatch):
+    """Eleven letters are three tokens by the estimate, and two by the encoding."""
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(SHIPPED))
+    default_counter.cache_clear()
+    for rules in (rules_of(quick(window_tokens=60)), rules_of(quick(), Window(tokens=60))):
+        assert Meter(rules.window.counter).of(Message.user("hello world")) == 4 + 2
+    assert rules_of(quick()).window.counter is None
+    assert rules_of(quick(), tokens(5)).window.counter is by_length
+
+
+async def test_the_result_of_a_browser_s_tool_brings_its_call_back(world):
+    """The turn before ended with the call; until the result is appended, and not longer, the call would be invalid."""
+    call = Message.assistant("", tool_calls=[ToolCall(id="1", name="where_am_i")])
+    await world.put(Message.user("q"), call)
+
+    async def answers(request: Request) -> JSONResponse:
+        conversation = await get_conversation(request)
+        before = [m.role for m in conversation.messages]
+        conversation.append(Message.tool("Graz", tool_call_id="1"))
+        return JSONResponse([before, [m.role for m in conversation.messages]])
+
+    chat = Starlette(routes=[Route("/chat", answers, methods=["POST"])])
+    assert (await world.serve(chat).post()).data == [["user"], ["user", "assistant", "tool"]]
 
 
 async def test_the_first_truncation_is_logged_however_far_it_jumps(world, caplog):

@@ -112,6 +112,14 @@ def test_a_single_turn_larger_than_the_window_keeps_its_question_and_its_newest_
         assert turn.messages[-1] in shown.messages
 
 
+@pytest.mark.parametrize("window", [Window(messages=4), Window(tokens=12, counter=lambda message: 3)])
+def test_a_turn_that_does_not_begin_with_its_question_is_cut_in_its_order(window):
+    """What was said before the question is not put behind it."""
+    greeting, hint = Message.assistant("hello"), Message.assistant("ask me")
+    said = [Message.user("a"), Message.user("b"), Message.user("c")]
+    assert view([Turn((greeting, hint, *said))], window).messages == tuple(said)
+
+
 @given(st.lists(wild, max_size=6), st.sampled_from(["keep", "drop"]))
 def test_unfinished_turns_are_kept_with_their_state_or_dropped_whole(turns, unfinished):
     """Each message reads what became of its turn."""
@@ -271,6 +279,14 @@ def test_system_messages_count_once_wherever_they_stand():
     assert view(turns, Window(tokens=cost - 1, counter=by_length)).cut
     two = view(turns, Window(tokens=2 * cost, counter=by_length))
     assert ([m.text for m in two.messages], two.turns) == (["be brief", "q1", "a1", "be brief", "q2", "a2"], 2)
+
+
+@pytest.mark.parametrize(("limit", "budget"), [(3, 99), (99, 3), (3, 3)])
+def test_a_turn_cut_by_either_limit_is_said_to_be_cut(limit, budget):
+    """`truncated` is how a user finds out."""
+    turn = Turn((Message.user("q"), *(Message.assistant("a") for _ in range(5))))
+    shown = view([turn], Window(messages=limit, tokens=budget, counter=lambda message: 1))
+    assert (shown.cut, shown.full, len(shown.messages)) == (True, True, 3)
 
 
 def test_a_call_without_a_result_is_closed_when_that_is_wished():

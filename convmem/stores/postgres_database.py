@@ -90,8 +90,9 @@ class Database:
 
     async def migrate(self) -> tuple[str, ...]:
         """Apply the numbered files this database has not seen; return their names."""
-        deadline = time.monotonic() + MIGRATING
-        return await self._lend("migrate", deadline, lambda link: migrate(link, self.rules.schema, timeout=_left(deadline)))
+        begun = time.monotonic()
+        deadline, until = begun + self.rules.timeout.total_seconds(), begun + MIGRATING
+        return await self._lend("migrate", deadline, lambda link: migrate(link, self.rules.schema, timeout=_left(until)))
 
     async def aclose(self) -> None:
         """Close what is ours; a later call connects again."""
