@@ -9,7 +9,7 @@ The conventions, by the language of a block; each page has a directory of its ow
   standing for anything. See `terminal`.
 - ``json``: parsed. With the title ``answer.json`` it is the problem document that the variable ``answer`` holds when the block is reached,
   ``...`` in a text standing for anything.
-- ``js``: with a title; the file is written, and a test runs it in a browser (`test_origins`).
+- ``js``: with a title; the file is written, and a test runs it in a browser (`test_origins`, `test_stop_button`).
 - ``text``: a picture or a log, nothing to run.
 
 A page whose blocks name ``REDIS_URL`` finds the address of a server there.
