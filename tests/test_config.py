@@ -18,6 +18,7 @@ from convmem.config import Settings, StoreURL, open_store, parse_store_url
 from convmem.exceptions import ConfigurationError
 from convmem.stores.memory import MemoryStore
 from convmem.stores.postgres import PostgresStore
+from convmem.stores.postgres_connections import OwnConnections
 from convmem.stores.redis import RedisStore
 from convmem.stores.sqlite import SQLiteStore
 from convmem.surroundings import LONGEST_DURATION, format_duration, format_size, parse_duration, parse_size
@@ -801,6 +802,7 @@ class TestOpeningAStore:
             store = open_store(url, namespace="other", migrate="check")
             assert isinstance(store, PostgresStore)
             rules, connections = store._database.rules, store._database.connections
+            assert isinstance(connections, OwnConnections)
             assert rules == ("other", "check", timedelta(seconds=2), "refuse")
             assert connections._options["dsn"] == "postgresql://u:hush@h1,h2:5433/db?sslmode=require"
             assert connections._options["statement_cache_size"] == 0

@@ -36,7 +36,6 @@ NOT_RUN = {
     "README.md": ["installs packages", "each makes an environment on first use, and the second runs this very test"],
     "docs/tutorial.md": ["installs packages"],
 }
-NEEDS_A_DATABASE = ("docs/how-to/postgres.md",)  # an empty one, at $DATABASE_URL
 PLATFORMS = ("AWS_LAMBDA_FUNCTION_NAME", "DYNO", "KUBERNETES_SERVICE_HOST", "K_SERVICE", "VERCEL")
 AMBIENT = ("CONVMEM_", "DATABASE_URL", "REDIS_URL", "WEB_CONCURRENCY", *PLATFORMS)
 
@@ -68,16 +67,16 @@ def servers(request, monkeypatch):
             server = request.getfixturevalue("valkey_server")
             server.ask("FLUSHALL")
             monkeypatch.setenv("REDIS_URL", server.url)
+        if any(re.search(r"\bDATABASE_URL\b", block.code) for block in blocks_of(page)):
+            monkeypatch.setenv("DATABASE_URL", request.getfixturevalue("postgres_server").database())
 
     return start
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=name_of(page)) for page in pages() if blocks_of(page)])
-def test_every_code_block_runs(page, directory, servers, monkeypatch, request):
+def test_every_code_block_runs(page, directory, servers, monkeypatch):
     """An example that does not work is worse than none: it is the first thing a reader tries."""
     servers(page)
-    if name_of(page) in NEEDS_A_DATABASE:
-        monkeypatch.setenv("DATABASE_URL", request.getfixturevalue("postgres_server").database())
     namespace = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", namespace)
     blocks = [block for block in blocks_of(page) if block.not_run is None]
