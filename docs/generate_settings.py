@@ -30,7 +30,8 @@ TAIL = """
 - **None**: the word `none`.
 - A variable that is set to nothing counts as unset, except `CONVMEM_STATE_KEY`.
 
-`CONVMEM_RETENTION` comes with a later version; setting it stops the start with a sentence that says so.
+`CONVMEM_NAMESPACE` is what every key in Redis begins with, and the schema in PostgreSQL; SQLite and memory share nothing with others.
+`CONVMEM_RETENTION` deletes nothing by itself: [`convmem prune`](../how-to/retention.md) does, run by a cron job.
 
 ## Secrets from files
 
@@ -43,11 +44,13 @@ variable and its file is an error. No secret is ever in a log, an error or the o
 | --- | --- |
 | `sqlite:///convmem.db` | A file relative to the working directory; `sqlite:////var/lib/app/convmem.db` is absolute. |
 | `memory://` | The process's own memory, gone with it. |
+| `redis://host:6379/0`, `rediss://…`, `unix:///path` | A [Redis or Valkey](../how-to/redis.md) server, by TLS, or by its socket file. |
+| `redis+cluster://h1,h2`, `redis+sentinel://h1,h2/service` | A cluster; the server that Sentinels name. |
 | `postgresql://user@host/database` | A PostgreSQL database, for workers on any number of hosts: see [the how-to](../how-to/postgres.md). |
-| `redis://…` | Recognised, and refused: this store comes with a later version. |
 
 Parameters of an SQLite URL: `mode=rwc` (default) or `rw`, which says that the file must exist; `synchronous=full` (default), `normal`
-or `extra`, see [the decision about SQLite](../decisions/0004-two-lanes-for-sqlite.md); `busy_timeout=5s`. An unknown one is an error.
+or `extra`, see [the decision about SQLite](../decisions/0004-two-lanes-for-sqlite.md); `busy_timeout=5s`.
+Those of a Redis URL are [on its page](../how-to/redis.md#where-it-is). An unknown one is an error.
 
 ## In code
 

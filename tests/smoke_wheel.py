@@ -33,6 +33,15 @@ except ImportError as error:
 else:
     raise AssertionError
 """
+NAMES_THE_LINE_OF_REDIS = """
+from convmem import ConfigurationError, open_store
+try:
+    open_store("redis://cache")
+except ConfigurationError as error:
+    assert 'pip install "convmem[redis]"' in str(error), error
+else:
+    raise AssertionError
+"""
 
 
 def main():
@@ -51,6 +60,7 @@ def main():
             [str(plain), "-c", "import convmem_llamaindex"], cwd=outside, env=clean(), capture_output=True, text=True, check=False
         )
         assert 'pip install "convmem[llamaindex]"' in told.stderr, told.stderr
+        run(outside, plain, "-c", NAMES_THE_LINE_OF_REDIS)
         print("plain wheel: imports nothing, names the install line")
 
         full = environment(tools, outside / "demo", f"{wheel}[demo]")

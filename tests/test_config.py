@@ -18,6 +18,7 @@ from convmem.config import Settings, StoreURL, open_store, parse_store_url
 from convmem.exceptions import ConfigurationError
 from convmem.stores.memory import MemoryStore
 from convmem.stores.postgres import PostgresStore
+from convmem.stores.postgres_connections import OwnConnections
 from convmem.stores.redis import RedisStore
 from convmem.stores.sqlite import SQLiteStore
 from convmem.surroundings import LONGEST_DURATION, format_duration, format_size, parse_duration, parse_size
@@ -124,7 +125,7 @@ class TestReading:
             "CONVMEM_COOKIE_DOMAIN": ".Example.com",
             "CONVMEM_COOKIE_PARTITIONED": "true",
             "CONVMEM_TTL": "24h",
-            "CONVMEM_RETENTION": "none",
+            "CONVMEM_RETENTION": "P90D",
             "CONVMEM_WINDOW_TURNS": "none",
             "CONVMEM_WINDOW_MESSAGES": "40",
             "CONVMEM_WEBSOCKET_ORIGINS": "https://App.example/, http://localhost:5173,https://[::1]:443",
@@ -161,7 +162,7 @@ class TestReading:
             "cookie_partitioned": True,
             "websocket_origins": ("https://app.example", "http://localhost:5173", "https://[::1]"),
             "ttl": timedelta(hours=24),
-            "retention": None,
+            "retention": timedelta(days=90),
             "window_turns": None,
             "window_messages": 40,
             "window_tokens": 4000,
@@ -273,7 +274,8 @@ class TestSentences:
             ("COOKIE_DOMAIN", "a..b", "CONVMEM_COOKIE_DOMAIN is 'a..b'; use a host name"),
             ("TTL", "-1d", "CONVMEM_TTL is '-1d'; use a duration such as 20s, 15m, 24h, 30d or PT20S."),
             ("TTL", "P-1D", "CONVMEM_TTL is 'P-1D'; use a duration"),
-            ("RETENTION", "P90D", "CONVMEM_RETENTION comes with a later version; unset it and use CONVMEM_TTL"),
+            ("RETENTION", "90", "CONVMEM_RETENTION is '90'; say the unit, such as 90d for days."),
+            ("RETENTION", "never", "CONVMEM_RETENTION is 'never'; use a duration such as"),
             ("WINDOW_TURNS", "0", "CONVMEM_WINDOW_TURNS is '0'; use 1 or more."),
             ("WINDOW_MESSAGES", "many", "CONVMEM_WINDOW_MESSAGES is 'many'; use a whole number."),
             ("WEBSOCKET_ORIGINS", "https://app.example/chat", "CONVMEM_WEBSOCKET_ORIGINS holds 'https://app.example/chat'; use origins, a"),
@@ -801,6 +803,7 @@ class TestOpeningAStore:
             store = open_store(url, namespace="other", migrate="check")
             assert isinstance(store, PostgresStore)
             rules, connections = store._database.rules, store._database.connections
+            assert isinstance(connections, OwnConnections)
             assert rules == ("other", "check", timedelta(seconds=2), "refuse")
             assert connections._options["dsn"] == "postgresql://u:hush@h1,h2:5433/db?sslmode=require"
             assert connections._options["statement_cache_size"] == 0

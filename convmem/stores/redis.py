@@ -15,6 +15,7 @@ from math import isfinite
 from typing import Any, ClassVar, Literal, NamedTuple
 
 try:
+    import hiredis as hiredis  # noqa: PLC0414 - only whether it is there; the wire uses it
     from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError, ResponseError
 except ImportError as error:  # pragma: no cover - tests/packaging looks
     msg = 'RedisStore needs: pip install "convmem[redis]"'

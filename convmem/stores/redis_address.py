@@ -62,7 +62,8 @@ def _named_by(
         try:
             host, port = await asked.discover_master(service)
         finally:
-            await asked.aclose()
+            for each in asked.sentinels:
+                await each.aclose()
         return kind(host=host, port=port, **kwargs)
 
     return make

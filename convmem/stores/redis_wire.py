@@ -140,7 +140,7 @@ class Lane:
                 reason = f"no connection within {self._patience.connect:g} s"
                 raise Lost(reason, sent=False) from None
             if self._task is not None:
-                self._task.cancel()  # what comes later would be taken for another call's reply
+                self._task.cancel()  # it may be dead without a word: the next call gets a new connection
             reason = f"no reply within {self._patience.reply:g} s"
             raise Lost(reason, sent=True) from None
         if isinstance(reply, ResponseError):
@@ -184,6 +184,9 @@ class Lane:
                 error = await self._carry(connection)
                 await self._disconnect(connection)
                 self._fail(self._flying, error)
+        except BaseException as unforeseen:
+            error = unforeseen
+            raise
         finally:
             self._connected = False
             if connection is not None:

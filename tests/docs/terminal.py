@@ -44,7 +44,7 @@ class Terminal:
             "PYTHONWARNINGS": "error",
             "PYTEST_ADDOPTS": "-W error -p no:cacheprovider -o asyncio_default_fixture_loop_scope=function",
             "COLUMNS": "200",
-            **{name: value for name, value in os.environ.items() if name == "DATABASE_URL"},  # only where a test has made one
+            **{name: os.environ[name] for name in ("DATABASE_URL", "REDIS_URL") if name in os.environ},  # where a test made one
         }
 
     def run(self, command: str) -> str:

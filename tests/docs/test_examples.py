@@ -2,11 +2,14 @@
 
 The conventions, by the language of a block; each page has a directory of its own, and its blocks share one namespace:
 
-- ``python``: executed. With a title it is also a file of that name, there from the beginning, to be imported and served.
+- ``python``: executed; one that awaits at its top is a notebook's cell. With a title it is also a file of that name, there from the
+  beginning, to be imported and served.
 - ``diff``: with a title. What it results in is written to the file, and executed like ``python``; what it starts from must compile.
 - ``console``: each line that begins with ``$`` is run in bash; the lines below are what it writes to standard output, ``...``
   standing for anything. See `terminal`.
-- ``json``: parsed.
+- ``json``: parsed. With the title ``answer.json`` it is the problem document that the variable ``answer`` holds when the block is reached,
+  ``...`` in a text standing for anything.
+- ``js``: with a title; the file is written, and a test runs it in a browser (`test_origins`, `test_stop_button`).
 - ``text``: a picture or a log, nothing to run.
 
 A page whose blocks name ``REDIS_URL`` finds the address of a server there.
@@ -14,6 +17,9 @@ A page whose blocks name ``REDIS_URL`` finds the address of a server there.
 A block below ``<!-- not run: reason -->`` is left alone, and has to be listed here. Warnings are errors everywhere.
 """
 
+import ast
+import asyncio
+import inspect
 import json
 import os
 import re
@@ -30,7 +36,6 @@ NOT_RUN = {
     "README.md": ["installs packages", "each makes an environment on first use, and the second runs this very test"],
     "docs/tutorial.md": ["installs packages"],
 }
-NEEDS_A_DATABASE = ("docs/how-to/postgres.md",)  # an empty one, at $DATABASE_URL
 PLATFORMS = ("AWS_LAMBDA_FUNCTION_NAME", "DYNO", "KUBERNETES_SERVICE_HOST", "K_SERVICE", "VERCEL")
 AMBIENT = ("CONVMEM_", "DATABASE_URL", "REDIS_URL", "WEB_CONCURRENCY", *PLATFORMS)
 
@@ -44,8 +49,10 @@ def directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    before = set(sys.modules)
+    before, environment = set(sys.modules), dict(os.environ)
     yield tmp_path
+    for name in set(os.environ) - set(environment):
+        del os.environ[name]
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
@@ -60,16 +67,16 @@ def servers(request, monkeypatch):
             server = request.getfixturevalue("valkey_server")
             server.ask("FLUSHALL")
             monkeypatch.setenv("REDIS_URL", server.url)
+        if any(re.search(r"\bDATABASE_URL\b", block.code) for block in blocks_of(page)):
+            monkeypatch.setenv("DATABASE_URL", request.getfixturevalue("postgres_server").database())
 
     return start
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=name_of(page)) for page in pages() if blocks_of(page)])
-def test_every_code_block_runs(page, directory, servers, monkeypatch, request):
+def test_every_code_block_runs(page, directory, servers, monkeypatch):
     """An example that does not work is worse than none: it is the first thing a reader tries."""
     servers(page)
-    if name_of(page) in NEEDS_A_DATABASE:
-        monkeypatch.setenv("DATABASE_URL", request.getfixturevalue("postgres_server").database())
     namespace = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", namespace)
     blocks = [block for block in blocks_of(page) if block.not_run is None]
@@ -82,11 +89,17 @@ def test_every_code_block_runs(page, directory, servers, monkeypatch, request):
     with Terminal(directory) as terminal:
         for block in blocks:
             RUN[block.language](block, directory, namespace, terminal)
+    for loop in [value for value in vars(namespace).values() if isinstance(value, asyncio.AbstractEventLoop)]:
+        loop.close()  # what a platform would keep as long as the process
+        asyncio.set_event_loop(None)
 
 
 def run_python(block, directory, namespace, terminal):
     padded = "\n" * (block.line - 1) + block.code  # so that a traceback names the line of the page
-    exec(compile(padded, block.page, "exec", dont_inherit=True), namespace.__dict__)
+    code = compile(padded, block.page, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    cell = eval(code, namespace.__dict__)
+    if code.co_flags & inspect.CO_COROUTINE:
+        asyncio.run(cell)
 
 
 def run_diff(block, directory, namespace, terminal):
@@ -94,8 +107,9 @@ def run_diff(block, directory, namespace, terminal):
     lines = block.code.splitlines()
     before, after = ("\n".join(line[1:] for line in lines if not line.startswith(other)) for other in "+-")
     compile(before, block.title, "exec", dont_inherit=True)
-    (directory / block.title).write_text(after, encoding="utf-8")
-    exec(compile(after, block.page, "exec", dont_inherit=True), namespace.__dict__)
+    file = directory / block.title
+    file.write_text(after, encoding="utf-8")
+    exec(compile(after, file, "exec", dont_inherit=True), namespace.__dict__)  # some frameworks read the source of their handlers
 
 
 def run_console(block, directory, namespace, terminal):
@@ -112,14 +126,34 @@ def run_console(block, directory, namespace, terminal):
 
 
 def run_json(block, directory, namespace, terminal):
-    json.loads(block.code)
+    document = json.loads(block.code)
+    if block.title != "answer.json":
+        return
+    answer = namespace.answer
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.status_code == document["status"]
+    assert matches(document, answer.json()), f"{block.place}: {answer.text}"
+
+
+def matches(shown, sent):
+    """Return whether a JSON value is the one that is shown, ``...`` standing for anything in a text."""
+    if isinstance(shown, dict) and isinstance(sent, dict):
+        return shown.keys() == sent.keys() and all(matches(value, sent[name]) for name, value in shown.items())
+    if isinstance(shown, str) and isinstance(sent, str):
+        return re.fullmatch(".*?".join(map(re.escape, shown.split("..."))), sent, re.DOTALL) is not None
+    return type(shown) is type(sent) and shown == sent
 
 
 def look_at_text(block, directory, namespace, terminal):
     assert not re.search(r"^\$ |^import |^from \w+ import ", block.code, re.MULTILINE), f"{block.place}: this is code, name its language"
 
 
-RUN = {"python": run_python, "diff": run_diff, "console": run_console, "json": run_json, "text": look_at_text}
+def write_js(block, directory, namespace, terminal):
+    assert block.title, f'{block.place}: which file is it? ```js title="chat.js"'
+    (directory / block.title).write_text(block.code, encoding="utf-8")
+
+
+RUN = {"python": run_python, "diff": run_diff, "console": run_console, "js": write_js, "json": run_json, "text": look_at_text}
 
 
 def test_what_is_not_run_is_listed():

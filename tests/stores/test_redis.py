@@ -105,9 +105,12 @@ class TestCost:
             await writer.append(writer.entry(kind=Kind.EDIT, hides=tuple(range(3, 300)), adds=-297))
             await store.load(writer.key, turns=1)
             proxy.reset()
+            server.ask("CONFIG", "RESETSTAT")
             log = await store.load(writer.key, turns=2)
             assert [stored.n for stored in log.entries] == [2, 300]
             assert (proxy.trips, proxy.received < 10_000) == (1, True)
+            reads, chunks = (int(re.findall(r"calls=(\d+)", server.info(f"cmdstat_{name}"))[0]) for name in ("lrange", "hget"))
+            assert (reads <= 2, chunks <= 6) == (True, True)
 
     async def test_a_stored_message_takes_little_more_than_its_text(self, server: valkey.Valkey) -> None:
         """Memory is what Redis costs: at most 1.15 times the bytes of the messages, with head, index and turns."""
@@ -472,6 +475,15 @@ class TestOutages:
             proxy.refuses = False
             assert (await offered).outcome is Outcome.STORED
 
+    async def test_a_connection_that_died_without_a_word_is_left(self, server: valkey.Valkey) -> None:
+        """A firewall forgets idle connections and tells nobody: one call finds out, and the next has a new connection."""
+        async with Proxy(server.port) as proxy, at(proxy.port, timeout="0.5s") as store:
+            writer = await grown(store, 1)
+            proxy.silence()
+            with pytest.raises(StoreUnavailable):
+                await writer.offer()
+            await writer.append()
+
     async def test_many_calls_in_an_outage_make_few_connections(self, server: valkey.Valkey) -> None:
         """A thousand requests that reconnect at once would hold a server down that tries to come back."""
         attempts = 0
@@ -627,8 +639,8 @@ class TestIndex:
 
     async def test_a_conversation_is_in_no_list_before_it_is_stored_and_never_missing_after(self, tmp_path: Path) -> None:
         """A crash between the two writes: listed and not stored is hidden, stored and not listed cannot be."""
-        with valkey.Cluster(tmp_path) as cluster:
-            async with open_store(f"{cluster.url}?timeout=0.4s&connect_timeout=0.4s") as store:
+        with valkey.Cluster(tmp_path, 3, "--cluster-node-timeout", "30000") as cluster:
+            async with open_store(f"{cluster.url}?timeout=1.5s&connect_timeout=1.5s") as store:
                 await store.check()
                 client = RedisCluster(host=HOST, port=cluster.primaries[0].port)
                 await client.initialize()

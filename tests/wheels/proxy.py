@@ -39,6 +39,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._silenced = 0
 
     @property
     def port(self) -> int:
@@ -50,6 +51,10 @@ class Proxy:
     def reset(self) -> None:
         """Count from zero."""
         self.sent = self.received = self.trips = 0
+
+    def silence(self) -> None:
+        """Let every connection there is stay open and carry nothing any more, as a firewall that forgot it does."""
+        self._silenced += 1
 
     def drop(self) -> None:
         """Reset every connection there is."""
@@ -91,7 +96,10 @@ class Proxy:
             self._tasks.discard(task)
 
     async def _to_server(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, spoke: list[bool]) -> None:
+        began = self._silenced
         while data := await reader.read(65536):
+            if began < self._silenced:
+                continue
             self.sent += len(data)
             if spoke[0]:
                 self.trips += 1

@@ -33,6 +33,8 @@ if epoch ~= '' and not expired and most_turns ~= 0 and most_messages ~= 0 then
     local bits = chunk(c)
     if bits and not string.find(bits, '0', 1, true) then
       at = c * CHUNK
+    elseif bits and string.byte(bits, at - c * CHUNK) == 49 then
+      at = at - 1
     else
       local size = 128
       if most_turns then size = math.min(size, most_turns - seen_turns + 1) end
