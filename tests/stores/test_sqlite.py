@@ -15,6 +15,9 @@ import pytest
 from convmem import Message, SessionKey, SQLiteStore, StoreUnavailable, open_conversation
 from convmem.stores.base import Entry, Head, Lease, Outcome
 
+ROOT = Path(__file__).parents[2]
+KEY = SessionKey.for_user("everybody", "shared")
+
 
 @pytest.mark.asyncio
 async def test_many_first_uses_at_once_agree_on_one_schema(tmp_path: Path) -> None:
