@@ -18,10 +18,9 @@ TESTS = {
 
 
 def rows(heading: str) -> list[list[str]]:
-    """Return the lines of the table under a heading."""
-    section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")]
-    return lines[2:]
+    """Return the lines of the first table under a heading."""
+    table = PAGE.partition(f"\n## {heading}\n")[2].partition("\n|")[2].partition("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
 def test_every_fault_on_the_page_is_a_test_and_every_test_of_a_fault_is_on_the_page():
