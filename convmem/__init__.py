@@ -49,6 +49,17 @@ if TYPE_CHECKING:
         UnknownConversation as UnknownConversation,
         VisitorTooLate as VisitorTooLate,
     )
+    from convmem.export import (
+        export_conversation as export_conversation,
+        export_owner as export_owner,
+        export_tenant as export_tenant,
+    )
+    from convmem.housekeeping import (
+        Receipt as Receipt,
+        delete_owner as delete_owner,
+        delete_tenant as delete_tenant,
+        prune as prune,
+    )
     from convmem.identity import (
         Identity as Identity,
         Resolver as Resolver,
@@ -114,6 +125,8 @@ _HOMES = {
         "UnknownConversation",
         "VisitorTooLate",
     ),
+    "convmem.export": ("export_conversation", "export_owner", "export_tenant"),
+    "convmem.housekeeping": ("Receipt", "delete_owner", "delete_tenant", "prune"),
     "convmem.identity": ("Identity", "Resolver", "from_callable", "from_header", "from_path", "from_query", "from_user", "from_visitor"),
     "convmem.keys": ("SessionKey",),
     "convmem.messages": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
@@ -48,6 +49,11 @@ def current_conversation() -> Conversation:
 def _taken(conversation: Conversation | None) -> Conversation:
     if conversation is None:
         msg = f"No conversation here: add {_INSTALL}, and this path to its paths=[...]; outside a request use open_conversation(key)."
+        if asyncio._get_running_loop() is None:  # noqa: SLF001 - None instead of an error
+            msg += (
+                " A thread may not know its request: hand the conversation over, or start it with asyncio.to_thread, which takes the "
+                "context along; falcon.sync_to_async and loop.run_in_executor do not."
+            )
         raise NoConversation(msg)
     work_of(conversation).touch()
     return conversation
@@ -118,9 +124,8 @@ async def conversations(owner: str, *, tenant: str = "", store: Store | None = N
     if not 1 <= limit <= _MOST_LISTED:
         msg = f"limit is {limit}; use 1 to {_MOST_LISTED}, and after= for the next page."
         raise ValueError(msg)
-    async with _ledger(store) as ledger:
-        with _noting(work_around()):
-            return await ledger.store.list(owner, tenant=tenant, after=after, limit=limit)
+    async with store_at_hand(store) as opened:
+        return await opened.list(owner, tenant=tenant, after=after, limit=limit)
 
 
 def new_session_id(owner: str, *, tenant: str = "") -> str:
@@ -144,6 +149,14 @@ def new_session_id(owner: str, *, tenant: str = "") -> str:
 
 
 _MOST_LISTED = 1000
+
+
+@asynccontextmanager
+async def store_at_hand(store: Store | None) -> AsyncGenerator[Store, None]:
+    """Return the store to work with: the one given, that of the middleware around this code, or the environment's, then closed."""
+    async with _ledger(store) as ledger:
+        with _noting(work_around()):
+            yield ledger.store
 
 
 @contextmanager

@@ -123,7 +123,8 @@ class Settings(BaseSettings):
     )
     ttl: types.OptionalDuration = Field(None, description="How long a conversation lives after its last turn; none means for ever.")
     retention: types.Retention = Field(
-        None, description="How long stored conversations are kept at most after their last turn; not available yet."
+        None,
+        description="How long `convmem prune` leaves a conversation after its last turn, with a unit such as 90d; none means for ever.",
     )
     window_turns: types.OptionalCount = Field(50, description="How many of the newest turns the model sees; none means all.")
     window_messages: types.OptionalCount = Field(

@@ -351,6 +351,8 @@ class Conversation:
         block raises, what `save` and `record` have stored stays and reads as interrupted, and the rest is dropped; when a
         WebSocket's client has left, or the task is cancelled, what was appended is stored too.
 
+        A task that began while its request was still being answered waits for the end of that request's turn.
+
         Raises:
             ConversationBusy: Another turn is still running, this request's or this WebSocket's own included.
             StoreUnavailable: The store did not answer.

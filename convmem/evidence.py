@@ -37,15 +37,20 @@ class Evidence:
         """Drop what is known of a conversation: it has been deleted, or its loss was reported."""
         self._heads.pop(key.path, None)
 
-    def against(self, key: SessionKey, log: Log, claimed: Head | None = None) -> HistoryLost | HistoryExpired | None:
+    def known(self, key: SessionKey) -> Head | None:
+        """Return the newest head acknowledged so far, to be asked for before a log is loaded; None where there is none."""
+        return self._heads.get(key.path)
+
+    def against(self, key: SessionKey, log: Log, known: Head | None, claimed: Head | None = None) -> HistoryLost | HistoryExpired | None:
         """Return the error a loaded log deserves; None when nothing speaks against it.
 
         Args:
             key: The conversation.
-            log: What the store says now.
+            log: What the store says.
+            known: What `known` said before the log was loaded: an entry acknowledged while it was being read need not be in it.
             claimed: The head the client says it saw.
         """
-        for head in (self._heads.get(key.path), claimed):
+        for head in (known if key.path in self._heads else None, claimed):
             error = None if head is None else self._verdict(head, log)
             if error is not None:
                 return error

@@ -67,6 +67,7 @@ class Exchange(Connection):
         self._answered = False
         self._client_left = False
         self._cut: ConvmemError | None = None
+        self._task = asyncio.current_task()
 
     async def run(self, app: ASGIApp) -> None:
         """Load, run the app, store, answer."""
@@ -150,10 +151,17 @@ class Exchange(Connection):
     # A turn after the response
 
     async def before_turn(self) -> None:
-        """End the request's turn if its client has left: a framework may run background tasks before anything else ends it."""
+        """Let the request's turn end first.
+
+        If its client has left, end it: a framework may run background tasks before anything else does. A task that began beside the
+        handler waits for it; in the request's own task nothing could end it meanwhile, and waiting would be in vain.
+        """
         if self._client_left and not self._settled:
             self._settled = True
             await self._work.interrupt()
+        turn = self._work.turn
+        if turn is not None and asyncio.current_task() is not self._task:
+            await turn.over(self._services.ledger.rules.turn_wait)
 
     async def begin(self, key: SessionKey) -> Turn:
         """Return a turn of its own on the same conversation, begun."""
@@ -191,8 +199,9 @@ class Exchange(Connection):
             return
         self._bodyless = self._method == "HEAD" or self._status in _BODYLESS
         self._trailers = message.get("trailers", False)
-        self._remaining = _content_length(message.get("headers", ()))
-        self._held = message
+        headers = list(message.get("headers", ()))  # any iterable, perhaps one that can be read only once
+        self._remaining = _content_length(headers)
+        self._held = {**message, "headers": headers}
         if self._remaining is None and not self._bodyless:
             try:
                 if self._touched and self._status < _ERRORS:
@@ -233,7 +242,7 @@ class Exchange(Connection):
         if self._held is not None:
             message, self._held = self._held, None
             self._begun = True
-            await self._send({**message, "headers": [*message.get("headers", ()), *self._headers()]})
+            await self._send({**message, "headers": [*message["headers"], *self._headers()]})
 
     # The end of the turn
 

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, PlainSe
 
 from convmem.exceptions import ConfigurationError
 from convmem.store_url import StoreURL, parse_store_url
-from convmem.surroundings import PREFIX, parse_duration, parse_size, shown, split_list
+from convmem.surroundings import PREFIX, parse_age, parse_duration, parse_size, shown, split_list
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,15 +63,9 @@ def _duration_or_none(value: object) -> timedelta | None:
     return None if _or_none(value) is None else parse_duration(value)
 
 
-def _not_yet(instead: str) -> BeforeValidator:
-    """Refuse any value: a setting that silently does nothing is a broken promise."""
-
-    def refuse(value: object) -> None:
-        if _or_none(value) is not None:
-            msg = f"comes with a later version; unset it and use {instead} now"
-            raise ValueError(msg)
-
-    return BeforeValidator(refuse)
+def _retention(value: object) -> timedelta | None:
+    """Read a duration with its unit: what a bare number is taken for decides whether a store is nearly emptied."""
+    return None if _or_none(value) is None else parse_age(value)
 
 
 def _store(value: object) -> StoreURL:
@@ -208,7 +202,7 @@ Choice = BeforeValidator(_choice)
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 OptionalDuration = Annotated[timedelta | None, BeforeValidator(_duration_or_none)]
 OptionalCount = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_or_none)]
-Retention = Annotated[timedelta | None, _not_yet("CONVMEM_TTL")]
+Retention = Annotated[timedelta | None, BeforeValidator(_retention)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 
 

@@ -116,6 +116,19 @@ def parse_duration(value: object) -> timedelta:
     return duration
 
 
+def parse_age(value: object) -> timedelta:
+    """Return a duration after which something is deleted: as `parse_duration`, but a number needs its unit.
+
+    Raises:
+        ValueError: As there, or there is no unit.
+    """
+    age = parse_duration(value)
+    if not isinstance(value, timedelta) and not re.search("[A-Za-z]", str(value)):
+        msg = f"is {shown(value)}; say the unit, such as {str(value).strip()}d for days"
+        raise ValueError(msg)
+    return age
+
+
 def _duration(value: object) -> timedelta | None:
     if isinstance(value, timedelta):
         return value

@@ -181,6 +181,8 @@ class Turn:
         self.replayed = False
         self.refused: ConvmemError | None = None
         self.ended = False
+        self._over = asyncio.Event()
+        self._known: Head | None = None
         self._named = turn_id is not None
         self._kept_nowhere = not stored
         self._fingerprint = fingerprint
@@ -339,6 +341,7 @@ class Turn:
 
     async def _load(self, lease: Lease | None) -> None:
         window = self.ledger.rules.window
+        self._known = self.ledger.evidence.known(self.key)
         self.log = await self.ledger.store.load(
             self.key, turns=_first_page(window), messages=window.messages, turn=self.id if self._named else None, lease=lease
         )
@@ -426,7 +429,7 @@ class Turn:
         return self.log if self._kept_nowhere else await self.ledger.store.load(self.key)
 
     def _judge(self, claimed: Head | None) -> None:
-        error = self.ledger.evidence.against(self.key, self.log, claimed)
+        error = self.ledger.evidence.against(self.key, self.log, self._known, claimed)
         if error is not None:
             raise error
 
@@ -564,6 +567,14 @@ class Turn:
             self._pending = None
             await self.ledger.finish(self._end(closing=False))
 
+    async def over(self, patience: timedelta) -> bool:
+        """Wait until the turn has ended, for so long at most; return whether it has."""
+        if self.ended:
+            return True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._over.wait(), patience.total_seconds())
+        return self.ended
+
     async def _end(self, *, closing: bool) -> None:
         try:
             await self._locked(self._write(closing=closing, release=self._leased))
@@ -578,6 +589,7 @@ class Turn:
         if self.ended:
             return
         self.ended = True
+        self._over.set()
         if self._beat is not None:
             self._beat.cancel()
         if self._announced:

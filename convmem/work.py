@@ -44,7 +44,7 @@ class Gate(Protocol):
         """Whether the client of a WebSocket has left, so that a turn that breaks off keeps what was appended."""
 
     async def before_turn(self) -> None:
-        """Make way for a turn of its own: end the request's if its client has left; forget that loading failed at a handshake."""
+        """Make way for a turn of its own: let the request's end first; forget that loading failed at a handshake."""
 
     async def begin(self, key: SessionKey) -> Turn:
         """Return a turn of its own on that conversation, begun."""

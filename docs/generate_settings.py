@@ -31,7 +31,7 @@ TAIL = """
 - A variable that is set to nothing counts as unset, except `CONVMEM_STATE_KEY`.
 
 `CONVMEM_NAMESPACE` is what every key in Redis begins with, and the schema in PostgreSQL; SQLite and memory share nothing with others.
-`CONVMEM_RETENTION` comes with a later version; setting it stops the start with a sentence that says so.
+`CONVMEM_RETENTION` deletes nothing by itself: [`convmem prune`](../how-to/retention.md) does, run by a cron job.
 
 ## Secrets from files
 

@@ -283,7 +283,7 @@ def table() -> str:
     """Return the table of the page."""
     lines = ["| what happened | raised | answered | the handler reads | evidence |", "| --- | --- | --- | --- | --- |"]
     for row in ROWS:
-        raised = f"[`{row.error.__name__}`](errors.md#{row.error.__name__.lower()})" if row.error else "nothing"
+        raised = f"[`{row.error.__name__}`](errors/{row.error.code}.md)" if row.error else "nothing"
         answered = f"{row.error.status} `{row.error.code}`" if row.error else "by the app"
         reads = f"`conversation.{row.attribute}`" if row.attribute else ""
         lines.append(f"| {row.condition} | {raised} | {answered} | {reads} | {row.evidence} |")

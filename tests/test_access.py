@@ -11,6 +11,7 @@ from convmem import (
     HistoryLost,
     InvalidIdentity,
     Message,
+    NoConversation,
     SessionKey,
     SQLiteStore,
     TurnClosed,
@@ -246,3 +247,12 @@ async def test_an_id_is_issued_by_the_request_around_an_opened_conversation(memo
 
     client = memory_world.serve(app_of(handler), settings=asgi_client.quick(client_ids="issued"))
     assert (await client.post()).data == 64
+
+
+async def test_only_in_a_thread_the_missing_conversation_may_be_a_lost_context():
+    """On the loop, the middleware is what is missing; in a thread it may be the way the thread was started."""
+    with pytest.raises(NoConversation) as on_the_loop:
+        current_conversation()
+    assert "asyncio.to_thread" not in str(on_the_loop.value)
+    with pytest.raises(NoConversation, match=r"No conversation here.*asyncio\.to_thread"):
+        await asyncio.get_running_loop().run_in_executor(None, current_conversation)

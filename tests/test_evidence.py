@@ -49,7 +49,7 @@ def test_a_head_that_went_back_is_a_loss_and_an_end_that_is_known_is_none(log, l
     """Both for what the worker remembers and for what the client says."""
     remembering, claimed = Evidence(), Evidence()
     remembering.remember(KEY, SEEN)
-    for error in (remembering.against(KEY, log), claimed.against(KEY, log, SEEN)):
+    for error in (remembering.against(KEY, log, remembering.known(KEY)), claimed.against(KEY, log, None, SEEN)):
         assert isinstance(error, HistoryLost) == lost
         if error is not None:
             assert error.revision == log.head.revision
@@ -57,32 +57,32 @@ def test_a_head_that_went_back_is_a_loss_and_an_end_that_is_known_is_none(log, l
 
 def test_without_evidence_a_conversation_is_new():
     """No guessing."""
-    assert Evidence().against(KEY, Log()) is None
-    assert Evidence().against(KEY, Log(), Head()) is None
+    assert Evidence().against(KEY, Log(), None) is None
+    assert Evidence().against(KEY, Log(), None, Head()) is None
 
 
 def test_evidence_older_than_tombstones_are_kept_is_ignored():
     """Nobody knows any more whether it was deleted."""
     old = Head("life", 3, id_of(TOMBSTONE_LIFE + timedelta(days=1)))
-    assert Evidence().against(KEY, Log(), old) is None
+    assert Evidence().against(KEY, Log(), None, old) is None
 
 
 def test_past_its_ttl_it_has_expired():
     """Whether the store still has the row or not."""
     evidence = Evidence(timedelta(hours=1))
-    assert isinstance(evidence.against(KEY, Log(), Head("life", 3, id_of(timedelta(hours=2)))), HistoryExpired)
-    assert isinstance(evidence.against(KEY, Log(), Head("life", 3, id_of(timedelta(minutes=2)))), HistoryLost)
-    assert isinstance(evidence.against(KEY, Log(Head("life", 3, "x"), expired=True), SEEN), HistoryExpired)
+    assert isinstance(evidence.against(KEY, Log(), None, Head("life", 3, id_of(timedelta(hours=2)))), HistoryExpired)
+    assert isinstance(evidence.against(KEY, Log(), None, Head("life", 3, id_of(timedelta(minutes=2)))), HistoryLost)
+    assert isinstance(evidence.against(KEY, Log(Head("life", 3, "x"), expired=True), None, SEEN), HistoryExpired)
 
 
 def test_it_is_spent_by_whoever_reports_it():
     """Looking does not spend it."""
     evidence = Evidence()
     evidence.remember(KEY, SEEN)
-    assert evidence.against(KEY, Log()) is not None
-    assert evidence.against(KEY, Log()) is not None
+    assert evidence.against(KEY, Log(), evidence.known(KEY)) is not None
+    assert evidence.against(KEY, Log(), evidence.known(KEY)) is not None
     evidence.forget(KEY)
-    assert evidence.against(KEY, Log()) is None
+    assert evidence.against(KEY, Log(), evidence.known(KEY)) is None
 
 
 def test_it_is_bounded_and_the_oldest_goes_first():
@@ -93,6 +93,6 @@ def test_it_is_bounded_and_the_oldest_goes_first():
     for key in keys:
         evidence.remember(key, SEEN)
         evidence.remember(keys[0], SEEN)
-    assert evidence.against(keys[0], Log()) is not None
-    assert evidence.against(keys[1], Log()) is None
-    assert evidence.against(keys[-1], Log()) is not None
+    assert evidence.against(keys[0], Log(), evidence.known(keys[0])) is not None
+    assert evidence.against(keys[1], Log(), evidence.known(keys[1])) is None
+    assert evidence.against(keys[-1], Log(), evidence.known(keys[-1])) is not None

@@ -28,6 +28,7 @@ from convmem import (
 )
 from convmem.stores.base import Lease
 from convmem.stores.memory import MemoryStore
+from convmem.testing import FaultyStore
 from tests import asgi_client
 from tests.asgi_client import ADA, plain, quick, read
 
@@ -135,6 +136,19 @@ class TestStoredBeforeTheEnd:
         assert answer.whole
         assert world.store.calls == ["load", *([] if pieces == 1 else ["start", *["chunk"] * (pieces - 1)]), "append",
                                      *(["start"] if pieces == 1 else []), "chunk", "end"]  # fmt: skip
+
+    @pytest.mark.parametrize("length", [b"2", None])
+    async def test_headers_that_can_be_read_only_once_reach_the_client(self, memory_world, length):
+        """ASGI says that they are any iterable; Sanic gives a generator."""
+        fields = [(b"x-own", b"yes"), *([(b"content-length", length)] if length else [])]
+
+        async def app(scope, receive, send):
+            (await get_conversation(scope)).append(Message.user("hi"))
+            await send({"type": "http.response.start", "status": 200, "headers": (field for field in fields)})
+            await send({"type": "http.response.body", "body": b"ok"})
+
+        answer = await memory_world.serve(app).post()
+        assert (answer.header("x-own"), answer.text) == ("yes", "ok")
 
     @pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("POST", 204), ("POST", 304)])
     async def test_a_response_without_a_body_is_held_from_its_start(self, world, method, status):
@@ -772,6 +786,47 @@ class TestAfterTheEnd:
         answer = await memory_world.serve(app_of(handler)).post()
         assert (answer.status, answer.code, answer.data["own_turn"]) == (409, "conversation_busy", True)
 
+    @pytest.mark.parametrize("user", ["ada", None])
+    async def test_a_task_that_begins_beside_the_handler_waits_for_the_requests_turn(self, world, user):
+        """Quart, Sanic and `asyncio.create_task` begin it at once; a new visitor's turn holds not even a lease to wait for."""
+        tasks = []
+
+        async def later():
+            conversation = current_conversation()
+            async with conversation.turn():
+                conversation.append(Message.assistant(f"after {len(conversation.messages)}"))
+            return conversation.key
+
+        async def handler(request):
+            (await get_conversation(request)).append(Message.user("hi"))
+            tasks.append(asyncio.create_task(later()))
+            await asyncio.sleep(0.05)
+            return JSONResponse("ok")
+
+        answer = await world.serve(app_of(handler), settings=quick(concurrency="reject")).post(user=user)
+        assert (answer.status, answer.whole) == (200, True)
+        world.keys.append(key := await asyncio.wait_for(tasks[0], 2))
+        assert await world.texts(key) == ["user: hi", "assistant: after 1"]
+        assert await world.states(key) == ["complete", "complete"]
+
+    async def test_a_task_that_its_handler_waits_for_is_refused_in_the_end(self, memory_world):
+        """Each would wait for the other; after TURN_WAIT the task gives up."""
+
+        async def inner(conversation):
+            async with conversation.turn():
+                pass
+
+        async def handler(request):
+            conversation = await get_conversation(request)
+            conversation.append(Message.user("hi"))
+            await asyncio.create_task(inner(conversation))
+
+        began = asyncio.get_running_loop().time()
+        client = memory_world.serve(app_of(handler), settings=quick(turn_wait="0.4s", lease="0.3s"))
+        answer = await asyncio.wait_for(client.post(), 5)
+        assert asyncio.get_running_loop().time() - began >= 0.4
+        assert (answer.status, answer.code, answer.data["own_turn"]) == (409, "conversation_busy", True)
+
     async def test_recording_after_the_end_asks_the_model_for_nothing(self, memory_world):
         """Nobody would store the answer."""
         asked = []
@@ -1273,6 +1328,32 @@ class TestEdits:
 
 
 class TestEvidence:
+    async def test_a_page_that_was_read_before_a_turn_was_stored_is_no_loss(self, memory_world):
+        """Its answer comes later than the acknowledgement, in the same worker: a history shown while a stream ends."""
+        read_it, go_on = asyncio.Event(), asyncio.Event()
+
+        class SlowWire(FaultyStore):
+            async def load(self, key, **options):
+                log = await super().load(key, **options)
+                if options.get("lease") is None:
+                    read_it.set()
+                    await go_on.wait()
+                return log
+
+        async def handler(request):
+            if request.method == "POST":
+                return await echo(request)
+            return JSONResponse([message.text for message in (await get_conversation(request)).messages])
+
+        await memory_world.put(Message.user("old"))
+        client = memory_world.serve(app_of(handler), store=SlowWire(memory_world.inner))
+        looking = asyncio.create_task(client.get())
+        await read_it.wait()
+        assert (await client.post(text="new")).status == 200
+        go_on.set()
+        answer = await looking
+        assert (answer.status, answer.data) == (200, ["old"])
+
     async def test_what_this_worker_saw_acknowledged_and_the_store_lost_is_reported_once(self, memory_world):
         """A silent restart is the loss nobody notices."""
         client = memory_world.serve(app_of(echo))

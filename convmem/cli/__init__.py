@@ -8,6 +8,7 @@ _PACKAGES = {"typer": "cli", "rich": "cli", "click": "cli", "uvicorn": "demo"}
 def main() -> None:
     """Run the command line; exit with 2 and the line that installs what a command needs when that is missing."""
     try:
+        import convmem.cli.housekeeping  # noqa: F401 - its commands join those of the app
         from convmem.cli.commands import app
 
         app(prog_name="convmem")

@@ -12,15 +12,14 @@ import sys
 import threading
 import time
 import webbrowser
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from convmem import ConfigurationError, Settings, StoreUnavailable, __version__
+from convmem.cli.terminal import EXIT_CONFIGURATION, EXIT_STORE_DOWN, say, sentences, settings_or_exit
 from convmem.middleware import identity_policy_of
 
 if TYPE_CHECKING:
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
 DEMO_STORE = "sqlite:///convmem-demo.db"
 PORTS_TRIED = 50
-EXIT_STORE_DOWN = 1
-EXIT_CONFIGURATION = 2
 
 app = typer.Typer(
     name="convmem",
@@ -59,20 +56,18 @@ def demo(
     import convmem.demo.app  # noqa: F401 - what is missing is missed here, and not in a worker
 
     _configure_workers(store)
-    settings = _settings_or_exit()
+    settings = settings_or_exit()
     _check_or_exit(settings)
     free = _free_port(host, port)
     url = f"http://{_shown_host(host)}:{free}"
     if free != port and port:
-        _print(f"Port {port} is taken; this is on {free}.", style="yellow")
+        say(f"Port {port} is taken; this is on {free}.", style="yellow")
     if workers > 1 and settings.store_url.reach == "process":
-        _print(
-            f"The store {settings.store_url} is one process's own: {workers} workers will not see what the others store.", style="yellow"
-        )
-    _print(f"convmem demo   {url}", style="bold")
-    _print(f"stored in      {settings.store_url}")
+        say(f"The store {settings.store_url} is one process's own: {workers} workers will not see what the others store.", style="yellow")
+    say(f"convmem demo   {url}", style="bold")
+    say(f"stored in      {settings.store_url}")
     with_workers = f" with {workers} workers, each replaced when it is killed" if workers > 1 else ""
-    _print(f"process        {os.getpid()}{with_workers}; Ctrl-C stops it")
+    say(f"process        {os.getpid()}{with_workers}; Ctrl-C stops it")
     if browser and _has_screen():
         threading.Thread(target=_open_when_it_answers, args=(url, _shown_host(host), free), daemon=True).start()
     uvicorn.run(
@@ -114,24 +109,24 @@ def migrate(
     Ends with 0 when the tables are there, with 1 when the store does not answer or a right is missing, with 2 when a setting
     cannot work.
     """
-    settings = _settings_or_exit()
+    settings = settings_or_exit()
     if settings.store.scheme != "postgresql":
-        _print(f"The store {settings.store} has no tables to make: it makes what it needs by itself.")
+        say(f"The store {settings.store} has no tables to make: it makes what it needs by itself.")
         return
     if as_sql:
         from convmem.stores.postgres_schema import migration_sql
 
         sys.stdout.write(migration_sql(settings.namespace))
         return
-    with _exit_on_error():
+    with sentences():
         applied = asyncio.run(_migrate(settings))
-    _print(f"Applied {', '.join(applied)}." if applied else "The tables are up to date.")
+    say(f"Applied {', '.join(applied)}." if applied else "The tables are up to date.")
 
 
 @app.command()
 def version() -> None:
     """Print the version."""
-    _print(f"convmem {__version__} on Python {platform.python_version()}")
+    say(f"convmem {__version__} on Python {platform.python_version()}")
 
 
 @dataclass
@@ -227,25 +222,25 @@ def _source_of_id(source: str, settings: Settings) -> str:
 
 def _show(report: Report) -> None:
     if report.settings:
-        _print("Settings", style="bold")
+        say("Settings", style="bold")
         name = max(len(line["variable"]) for line in report.settings)
         value = min(48, max(len(line["value"]) for line in report.settings))
         for line in report.settings:
             style = "dim" if line["source"] == "default" else ""
-            _print(f"  {line['variable']:<{name}}  {line['value']:<{value}}  {line['source']}", style=style)
+            say(f"  {line['variable']:<{name}}  {line['value']:<{value}}  {line['source']}", style=style)
     if report.identity:
-        _print("\nIdentity", style="bold")
+        say("\nIdentity", style="bold")
         for sentence in report.identity:
-            _print(f"  {sentence}")
+            say(f"  {sentence}")
     if report.store:
-        _print("\nStore", style="bold")
+        say("\nStore", style="bold")
         for key, text in report.store.items():
-            _print(f"  {key:<10}  {text}")
+            say(f"  {key:<10}  {text}")
     for notice in report.notices:
-        _print(f"\nNote: {notice}", style="yellow")
+        say(f"\nNote: {notice}", style="yellow")
     for problem in report.problems:
-        _print(f"\nWrong: {problem}", style="red")
-    _print("\nAll is well." if report.ok else "\nAn app with these settings does not work.", style="bold")
+        say(f"\nWrong: {problem}", style="red")
+    say("\nAll is well." if report.ok else "\nAn app with these settings does not work.", style="bold")
 
 
 def _configure_workers(store: str | None) -> None:
@@ -265,29 +260,9 @@ def _configure_workers(store: str | None) -> None:
             environment[variable] = value
 
 
-def _settings_or_exit() -> Settings:
-    try:
-        return Settings.from_environment()
-    except ConfigurationError as error:
-        _print(str(error), style="red", error=True)
-        raise typer.Exit(EXIT_CONFIGURATION) from None
-
-
 def _check_or_exit(settings: Settings) -> None:
-    with _exit_on_error():
+    with sentences():
         asyncio.run(_health(settings.open_store()))
-
-
-@contextmanager
-def _exit_on_error() -> Iterator[None]:
-    try:
-        yield
-    except ConfigurationError as error:
-        _print(str(error), style="red", error=True)
-        raise typer.Exit(EXIT_CONFIGURATION) from None
-    except StoreUnavailable as error:
-        _print(str(error), style="red", error=True)
-        raise typer.Exit(EXIT_STORE_DOWN) from None
 
 
 def _free_port(host: str, port: int) -> int:
@@ -298,9 +273,9 @@ def _free_port(host: str, port: int) -> int:
             return _bind(host, last)
         except OSError as error:
             if not _is_taken(error):
-                _print(f"Nothing can listen on {host}, port {last}: {error.strerror or error}.", style="red", error=True)
+                say(f"Nothing can listen on {host}, port {last}: {error.strerror or error}.", style="red", error=True)
                 raise typer.Exit(EXIT_CONFIGURATION) from None
-    _print(f"The ports from {port} to {last} are all taken; name another with --port.", style="red", error=True)
+    say(f"The ports from {port} to {last} are all taken; name another with --port.", style="red", error=True)
     raise typer.Exit(EXIT_CONFIGURATION)
 
 
@@ -341,8 +316,3 @@ def _open_when_it_answers(url: str, host: str, port: int) -> None:
         else:
             webbrowser.open(url)
             return
-
-
-def _print(line: str, *, style: str = "", error: bool = False) -> None:
-    """Print a line as it is: not wrapped, and nothing in it read as markup."""
-    Console(stderr=error, highlight=False, soft_wrap=True).print(Text(line, style=style))

@@ -426,6 +426,14 @@ class Store(ABC):
                 conversation is there in this sense, and the answer is whether it was removed.
         """
 
+    async def sweep(self) -> int:
+        """Remove a batch of what nobody can reach any more; return how much that was, 0 when nothing is left to remove.
+
+        That is: tombstones older than `TOMBSTONE_LIFE`, and leases that ran out where there is no conversation. Never needed for
+        a right answer; `convmem prune` repeats it until it returns 0. A store that leaves nothing behind need not implement it.
+        """
+        return 0
+
     @abstractmethod
     async def check(self) -> Health:
         """Return what the store is, after it really answered a read and a write."""
@@ -526,7 +534,7 @@ def path_of_tenant(tenant: str) -> str:
 
 
 def walk_cursor(path: tuple[str, str, str]) -> str:
-    """Return `Page.after` for a walk that goes by address and has come to the one with this path."""
+    """Return `Page.after` for a page of a walk that goes by address; `path` is that of the last key it looked at."""
     return urlsafe_b64encode(" ".join(path).encode()).decode()
 
 

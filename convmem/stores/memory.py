@@ -8,9 +8,9 @@ import platform
 import threading
 import time
 import warnings
-from bisect import bisect_right
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from heapq import nsmallest
 from operator import itemgetter
 from typing import ClassVar, Literal
 
@@ -41,6 +41,9 @@ from convmem.stores.base import (
     read_walk_cursor,
     walk_cursor,
 )
+
+_FORGET_EVERY = 60.0
+"""Seconds."""
 
 
 class ProcessLocalMemoryWarning(UserWarning):
@@ -96,6 +99,7 @@ class MemoryStore(Store):
         self._conversations: dict[tuple[str, str, str], _Conversation] = {}
         self._lock = threading.Lock()
         self._warned = False
+        self._forgot = 0.0
 
     async def load(
         self,
@@ -219,14 +223,17 @@ class MemoryStore(Store):
         beyond = read_walk_cursor(after)
         with self._lock:
             now = time.time()
-            found = sorted(
-                path
-                for path, row in self._conversations.items()
-                if tenant in (None, path[0]) and row.head.epoch and row.updated < until and not path[1].startswith(RESERVED_OWNER)
+            rest = nsmallest(
+                limit + 1,
+                (
+                    path
+                    for path, row in self._conversations.items()
+                    if (beyond is None or path > beyond) and tenant in (None, path[0]) and row.head.epoch and row.updated < until
+                    if not path[1].startswith(RESERVED_OWNER)
+                ),
             )
-            rest = found if beyond is None else found[bisect_right(found, beyond) :]
             items = tuple(_listed(path, self._conversations[path], now) for path in rest[:limit])
-            return Page(items, walk_cursor(items[-1].key.path) if len(rest) > limit else None)
+            return Page(items, walk_cursor(rest[limit - 1]) if len(rest) > limit else None)
 
     async def delete(self, key: SessionKey, *, at: Head | None = None) -> bool:
         """See `Store.delete`."""
@@ -244,8 +251,18 @@ class MemoryStore(Store):
             row.token, row.until, row.mark, row.deleted = "", 0.0, new_token(), now
             return existed
 
+    async def sweep(self) -> int:
+        """See `Store.sweep`."""
+        with self._lock:
+            before, self._forgot = len(self._conversations), 0.0
+            self._forget(time.time())
+            return before - len(self._conversations)
+
     def _forget(self, now: float) -> None:
-        """Drop tombstones past their life, and with them what only they kept."""
+        """Drop tombstones past their life, and with them what only they kept; now and then, for it looks at everything."""
+        if now < self._forgot + _FORGET_EVERY:
+            return
+        self._forgot = now
         oldest = now - TOMBSTONE_LIFE.total_seconds()
         for path, row in list(self._conversations.items()):
             row.ended = {epoch: at for epoch, at in row.ended.items() if at > oldest}

@@ -133,15 +133,26 @@ class SQLiteStore(Store):
     ) -> Page:
         """See `Store.list`."""
         until = float("inf") if written_before is None else written_before.timestamp()
+        if owner is None and tenant is None and written_before is not None:
+            since = read_page_cursor(after)
+            place = None if since is None else (since[0], int(since[1]))
+            return await self._light("list", lambda link: _walk_idle(link, place, limit, until), reads=True)
         if owner is None:
-            path, place = None if tenant is None else path_of_tenant(tenant), read_walk_cursor(after)
-            return await self._light("list", lambda link: _walk(link, path, place, limit, until), reads=True)
+            path, address = None if tenant is None else path_of_tenant(tenant), read_walk_cursor(after)
+            return await self._light("list", lambda link: _walk(link, path, address, limit, until), reads=True)
         key, beyond = key_of_owner(owner, tenant), read_page_cursor(after)
         return await self._light("list", lambda link: _list(link, key, beyond, limit, until), reads=True)
 
     async def delete(self, key: SessionKey, *, at: Head | None = None) -> bool:
         """See `Store.delete`."""
         return await self._durable("delete", lambda link: _delete(link, key, at))
+
+    async def sweep(self) -> int:
+        """See `Store.sweep`. At the end the write-ahead log is emptied too, in which deleted text may still stand."""
+        removed = await self._durable("sweep", _sweep)
+        if not removed:
+            await self._durable("sweep", _empty_log)
+        return removed
 
     async def check(self) -> Health:
         """See `Store.check`."""
@@ -232,6 +243,7 @@ class _Lane:
             link.execute("PRAGMA page_size = 8192")
             _retry_while_locked(lambda: link.execute("PRAGMA journal_mode = WAL"), seconds)
             link.execute(f"PRAGMA synchronous = {self._synchronous.upper()}")
+            link.execute("PRAGMA secure_delete = ON")  # what was deleted is overwritten, not only given free
             _migrate(link)
         except BaseException:
             link.close()
@@ -551,21 +563,46 @@ def _list(link: sqlite3.Connection, key: SessionKey, beyond: tuple[float, str] |
     return Page(items, page_cursor(rows[limit - 1][5], items[-1].session_id) if len(rows) > limit else None)
 
 
+_EXAMINED = 1000
+"""How many rows one call looks at, at most: other calls wait for the same thread."""
+
+
 def _walk(link: sqlite3.Connection, tenant: str | None, beyond: tuple[str, str, str] | None, limit: int, until: float) -> Page:
     """Go by address, along the unique index: what is written meanwhile keeps its place."""
     rows = link.execute(
         f"SELECT {_LISTED} FROM conversation"  # noqa: S608 - a constant
-        " WHERE (tenant, owner, session) > (?, ?, ?) AND tenant <= ? AND epoch <> '' AND updated < ?"
-        " AND substr(owner, 1, ?) <> ? ORDER BY tenant, owner, session LIMIT ?",
-        (*(beyond or (tenant or "", "", "")), "\x7f" if tenant is None else tenant, until, len(RESERVED_OWNER), RESERVED_OWNER, limit + 1),
+        " WHERE (tenant, owner, session) > (?, ?, ?) AND tenant <= ? ORDER BY tenant, owner, session LIMIT ?",
+        (*(beyond or (tenant or "", "", "")), "\x7f" if tenant is None else tenant, _EXAMINED),
     ).fetchall()
+    shown, last = _shown(rows, limit, until)
+    return Page(shown, None if last is None else walk_cursor(last[:3]))
+
+
+def _walk_idle(link: sqlite3.Connection, beyond: tuple[float, int] | None, limit: int, until: float) -> Page:
+    """Go by time of writing: what is written meanwhile leaves, and the rest keeps its place."""
+    rows = link.execute(
+        f"SELECT {_LISTED}, id FROM conversation"  # noqa: S608 - a constant
+        " WHERE epoch <> '' AND updated < ? AND (updated, id) > (?, ?) ORDER BY updated, id LIMIT ?",
+        (until, *(beyond or (float("-inf"), 0)), _EXAMINED),
+    ).fetchall()
+    shown, last = _shown(rows, limit, until)
+    return Page(shown, None if last is None else page_cursor(last[5], str(last[10])))
+
+
+def _shown(rows: list[tuple[Any, ...]], limit: int, until: float) -> tuple[tuple[Listed, ...], tuple[Any, ...] | None]:
+    """Return the first conversations among the rows of a walk, and the row to go on behind; None for that when they are all."""
     now = time.time()
-    items = tuple(_listed(row, now) for row in rows[:limit])
-    return Page(items, walk_cursor(items[-1].key.path) if len(rows) > limit else None)
+    shown: list[Listed] = []
+    for row in rows:
+        if row[7] and row[5] < until and not row[1].startswith(RESERVED_OWNER):
+            shown.append(_listed(row, now))
+            if len(shown) == limit:
+                return tuple(shown), None if row is rows[-1] and len(rows) < _EXAMINED else row
+    return tuple(shown), rows[-1] if len(rows) == _EXAMINED else None
 
 
 def _listed(row: tuple[Any, ...], now: float) -> Listed:
-    tenant, owner, session, turns, created, updated, expires, epoch, n, entry = row
+    tenant, owner, session, turns, created, updated, expires, epoch, n, entry = row[:10]
     key, revision = SessionKey.of_path((tenant, owner, session)), Head(epoch, n, entry).revision
     return Listed(key, turns, _time(created), _time(updated), revision, expired=expires is not None and now >= expires)
 
@@ -592,14 +629,22 @@ def _delete(link: sqlite3.Connection, key: SessionKey, at: Head | None) -> bool:
         return existed
 
 
-def _forget(link: sqlite3.Connection, now: float) -> None:
+def _forget(link: sqlite3.Connection, now: float, most: int = 10) -> int:
     """Drop a few addresses nobody needs: tombstones past their life, and leases of workers that died before a first turn."""
-    oldest = now - TOMBSTONE_LIFE.total_seconds()
-    link.execute(
-        "DELETE FROM conversation WHERE id IN"
-        " (SELECT id FROM conversation WHERE epoch = '' AND until < ? AND (mark = '' OR deleted < ?) LIMIT 10)",
-        (now, oldest),
-    )
+    return link.execute(
+        "DELETE FROM conversation WHERE id IN (SELECT id FROM conversation WHERE epoch = '' AND deleted < ? AND until < ? LIMIT ?)",
+        (now - TOMBSTONE_LIFE.total_seconds(), now, most),
+    ).rowcount
+
+
+def _sweep(link: sqlite3.Connection) -> int:
+    with _writing(link):
+        return _forget(link, time.time(), _EXAMINED)
+
+
+def _empty_log(link: sqlite3.Connection) -> None:
+    """Do it when nobody is reading: a checkpoint that has to wait is given up, and the next sweep tries again."""
+    link.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
 
 def _probe(link: sqlite3.Connection) -> None:

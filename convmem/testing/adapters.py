@@ -110,6 +110,11 @@ class CountedStore(Store):
         self.calls["delete"] += 1
         return await self._store.delete(key, at=at)
 
+    async def sweep(self) -> int:
+        """Pass it on."""
+        self.calls["sweep"] += 1
+        return await self._store.sweep()
+
     async def check(self) -> Health:
         """Pass it on."""
         return await self._store.check()

@@ -13,7 +13,7 @@ from convmem.exceptions import StoreUnavailable
 from convmem.keys import SessionKey
 from convmem.stores.base import Appended, Entry, Head, Health, Lease, Log, Page, Store
 
-Verb = Literal["load", "append", "renew", "release", "list", "delete", "check"]
+Verb = Literal["load", "append", "renew", "release", "list", "delete", "sweep", "check"]
 
 
 @dataclass(slots=True)
@@ -108,6 +108,11 @@ class FaultyStore(Store):
         """See `Store.delete`."""
         async with self._call("delete"):
             return await self.store.delete(key, at=at)
+
+    async def sweep(self) -> int:
+        """See `Store.sweep`."""
+        async with self._call("sweep"):
+            return await self.store.sweep()
 
     async def check(self) -> Health:
         """See `Store.check`; where, how durable and which software are those of the store inside."""

@@ -45,7 +45,7 @@ def test_version_is_the_packages(tmp_path):
 def test_without_a_command_it_says_which_there_are(tmp_path):
     """Nobody has to guess."""
     shown = run(tmp_path).stdout + run(tmp_path, "--help").stdout
-    assert all(f" {command} " in shown for command in ("demo", "check", "migrate", "version"))
+    assert all(f" {command} " in shown for command in ("demo", "check", "migrate", "version", "list", "delete", "export", "prune"))
 
 
 def test_check_in_an_empty_folder_is_well(tmp_path):

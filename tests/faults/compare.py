@@ -27,7 +27,7 @@ from tests.servers.processes import clean_environment
 from tests.wheels import valkey
 
 PROCESSES = 8
-HEADINGS = ("memory", "acknowledged", "lost", "stored", "doubled", "torn turns", "interleaved turns", "turns in another order")
+HEADINGS = ("memory", "acknowledged", "lost", "stored", "doubled", "torn turns", "interleaved turns", "reads in another order")
 
 
 def row(name: str, operations: Sequence[Operation], anomalies: Sequence[Anomaly]) -> tuple[str, ...]:

@@ -78,6 +78,13 @@ async def deployment(request: pytest.FixtureRequest) -> AsyncIterator[Deployment
 
 
 @pytest_asyncio.fixture
+async def small_deployment() -> AsyncIterator[Deployment]:
+    """Return the store whose server starts fastest, for twins: what they break is the same on all."""
+    async with DEPLOYMENTS["redis"]() as deployment:
+        yield deployment
+
+
+@pytest_asyncio.fixture
 async def forgetful_deployment() -> AsyncIterator[Deployment]:
     """Return a store whose server keeps nothing, for twins."""
     async with DEPLOYMENTS["redis"](durable=False) as deployment:

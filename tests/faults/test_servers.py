@@ -87,9 +87,9 @@ async def test_a_server_that_stands_still_is_a_503_in_bounded_time_and_no_turn_i
 
 
 @pytest.mark.asyncio
-async def test_twin_a_blind_retry_is_found_to_double_turns(deployment, tmp_path):
+async def test_twin_a_blind_retry_is_found_to_double_turns(small_deployment, tmp_path):
     """The same pause, where what had no answer is sent again as something new."""
-    report = await stopped(deployment, tmp_path / "history", plant="blind-retry")
+    report = await stopped(small_deployment, tmp_path / "history", plant="blind-retry")
     assert "duplicate" in names(report.anomalies), told(report.anomalies)
 
 
@@ -143,9 +143,9 @@ async def test_an_append_whose_reply_is_cut_is_sent_again_and_stored_once(deploy
 
 
 @pytest.mark.asyncio
-async def test_twin_a_blind_retry_of_a_cut_append_is_found_to_double_it(deployment, tmp_path):
+async def test_twin_a_blind_retry_of_a_cut_append_is_found_to_double_it(small_deployment, tmp_path):
     """The same cut, where the retry has a new id."""
-    _, anomalies, connections = await cut(deployment, tmp_path / "history", 0, "blind-retry")
+    _, anomalies, connections = await cut(small_deployment, tmp_path / "history", 0, "blind-retry")
     assert connections >= 1
     assert "duplicate" in names(anomalies), told(anomalies)
 
@@ -222,14 +222,14 @@ async def test_a_store_out_of_reach_is_told_in_time_and_not_stormed(deployment, 
 
 @pytest.mark.parametrize(("plant", "complaint"), [("blocking", "the event loop stood still"), ("patient", "a turn took")])
 @pytest.mark.asyncio
-async def test_twin_a_store_that_blocks_or_never_gives_up_is_complained_about(deployment, tmp_path, plant, complaint):
+async def test_twin_a_store_that_blocks_or_never_gives_up_is_complained_about(small_deployment, tmp_path, plant, complaint):
     """The same outage with a synchronous client, and with one that has no timeout."""
-    report, _, _ = await away(deployment, tmp_path / "history", "refuse", plant=plant)
+    report, _, _ = await away(small_deployment, tmp_path / "history", "refuse", plant=plant)
     assert any(said.startswith(complaint) for said in report.complaints(longest=2.0)), report
 
 
 @pytest.mark.asyncio
-async def test_twin_a_store_that_takes_an_outage_for_a_new_conversation_is_found(deployment, tmp_path):
+async def test_twin_a_store_that_takes_an_outage_for_a_new_conversation_is_found(small_deployment, tmp_path):
     """The model is called with nothing before it, as if the user were new."""
-    report, _, _ = await away(deployment, tmp_path / "history", "refuse", plant="outage-is-empty")
+    report, _, _ = await away(small_deployment, tmp_path / "history", "refuse", plant="outage-is-empty")
     assert names(report.anomalies) & {"stale-read-after-ack", "read-your-writes", "monotonic-reads"}, told(report.anomalies)

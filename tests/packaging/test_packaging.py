@@ -62,7 +62,7 @@ def test_every_extra_can_be_installed_by_its_name(wheel):
     """The install lines in the errors and in the docs name these."""
     metadata = wheel.read(f"{INFO}/METADATA").decode()
     extras = {line.removeprefix("Provides-Extra: ") for line in metadata.splitlines() if line.startswith("Provides-Extra: ")}
-    assert extras == {"all", "cli", "demo", "langchain", "llamaindex", "otel", "postgres", "redis", "test", "tokens"}
+    assert extras == {"all", "cli", "demo", "docs", "langchain", "llamaindex", "otel", "postgres", "redis", "test", "tokens"}
     assert "License-Expression: MIT" in metadata
 
 

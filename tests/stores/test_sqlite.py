@@ -6,13 +6,17 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from convmem import Message, SessionKey, SQLiteStore, StoreUnavailable, open_conversation
 from convmem.stores.base import Entry, Head, Lease, Outcome
+
+ROOT = Path(__file__).parents[2]
+KEY = SessionKey.for_user("everybody", "shared")
 
 
 @pytest.mark.asyncio
@@ -148,3 +152,129 @@ async def test_what_a_worker_that_died_before_a_first_turn_left_is_cleared(tmp_p
         owners = {owner for (owner,) in link.execute("SELECT owner FROM conversation")}
     link.close()
     assert owners == {"user:2", "user:somebody-else"}
+
+
+@pytest.fixture
+def idle_and_dead(tmp_path: Path) -> Path:
+    """A file with 5,000 conversations, 3,000 young tombstones, 1,500 old ones and 500 leases of the dead."""
+    path = tmp_path / "convmem.db"
+    asyncio.run(_prepare(SQLiteStore(path)))
+    now = time.time()
+    with closing(sqlite3.connect(path)) as link, link:
+        link.executemany(
+            "INSERT INTO conversation (tenant, owner, session, epoch, n, entry, turns, updated) VALUES (?, ?, 's', 'e', 1, 'i', 1, ?)",
+            [("acme" if i % 2 else "", f"user:{i:05}", float(i)) for i in range(5000)],
+        )
+        absent = "INSERT INTO conversation (tenant, owner, session, mark, deleted, token, until) VALUES ('', ?, 'gone', ?, ?, ?, ?)"
+        link.executemany(absent, [(f"user:y{i}", "mark", now - 60, "", 0) for i in range(3000)])
+        link.executemany(absent, [(f"user:o{i}", "mark", now - 31 * 86400, "", 0) for i in range(1500)])
+        link.executemany(absent, [(f"user:d{i}", "", 0, "token", now - 1) for i in range(500)])
+    return path
+
+
+@pytest.mark.asyncio
+async def test_a_walk_examines_a_bounded_number_of_rows_for_each_page(idle_and_dead: Path) -> None:
+    """Loads of the same process wait for the thread a walk runs on: a page must not read a whole file to find nothing."""
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    async with SQLiteStore(idle_and_dead) as store:
+        await store.list("user:x")
+        connection = store._opened().light._connection
+        assert connection is not None
+        connection.set_progress_handler(count, 1000)
+        for tenant, before in (("", None), ("acme", 1.0), (None, None), (None, 1.0), (None, 4000.5)):
+            moment = None if before is None else datetime.fromtimestamp(before, UTC)
+            steps, most, found, after = 0, 0, 0, None
+            while True:
+                page = await store.list(None, tenant=tenant, limit=500, after=after, written_before=moment)
+                found, most, steps, after = found + len(page.items), max(most, steps), 0, page.after
+                if after is None:
+                    break
+            assert found == {("", None): 2500, ("acme", 1.0): 0, (None, None): 5000, (None, 1.0): 1, (None, 4000.5): 4001}[tenant, before]
+            assert most < 60, f"one page of {tenant!r}, {before} took {most} thousand steps"
+        connection.set_progress_handler(None, 0)
+
+
+@pytest.mark.asyncio
+async def test_no_part_of_housekeeping_scans_the_file(idle_and_dead: Path) -> None:
+    """A scan is what makes a nightly job slower with every conversation that is kept."""
+    statements: list[str] = []
+    async with SQLiteStore(idle_and_dead) as store:
+        await store.list("user:x")
+        await store.delete(SessionKey.for_user("x"))
+        for lane in (store._opened().light, store._opened().durable):
+            assert lane._connection is not None
+            lane._connection.set_trace_callback(statements.append)
+        for tenant in ("acme", None):
+            await store.list(None, tenant=tenant)
+            await store.list(None, tenant=tenant, written_before=datetime.now(UTC))
+        await store.list("user:00001")
+        await store.delete(SessionKey.for_user("00001"), at=Head("e", 1, "i"))
+        await store.sweep()
+    asked = {text.replace("Inf", "9e999") for text in statements if text.startswith(("SELECT", "UPDATE", "DELETE"))}
+    with closing(sqlite3.connect(idle_and_dead)) as link:
+        plans = {text: [row[3] for row in link.execute(f"EXPLAIN QUERY PLAN {text}")] for text in asked}
+    used = " ".join(step for steps in plans.values() for step in steps)
+    assert all(index in used for index in ("conversation_by_time", "conversation_dead", "conversation_by_update"))
+    for text, steps in plans.items():
+        assert not any(step.startswith("SCAN") or "TEMP B-TREE" in step for step in steps), (text, steps)
+
+
+@pytest.mark.asyncio
+async def test_a_sweep_removes_what_is_dead_in_batches(idle_and_dead: Path) -> None:
+    """Old tombstones and the leases of the dead go, young tombstones stay; and no batch holds the write lock for long."""
+    async with SQLiteStore(idle_and_dead) as store:
+        removed = []
+        while number := await store.sweep():
+            removed.append(number)
+        assert sum(removed) == 2000
+        assert max(removed) <= 1000
+        assert (await store.load(SessionKey.for_user("y7", "gone"))).deleted_at is not None
+    with closing(sqlite3.connect(idle_and_dead)) as link:
+        assert link.execute("SELECT count(*) FROM conversation").fetchone() == (8000,)
+
+
+def _bytes_below(folder: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in folder.iterdir())
+
+
+@pytest.mark.asyncio
+async def test_deleted_text_is_in_no_file_after_a_sweep(tmp_path: Path) -> None:
+    """Deleted means gone from the disk: SQLite by itself may give the pages free and leave the text in them, and in the log."""
+    store, kept = SQLiteStore(tmp_path / "convmem.db"), SessionKey.for_user("kept")
+    for key, text in ((KEY, b"what nobody may read again"), (kept, b"what stays")):
+        head = Head()
+        for n, size in enumerate((1, 3000)):
+            entry = Entry(f"e{n}", f"t{n}", "token", "epoch", b"[" + text * size + b"]", closing=True, turns=n + 1)
+            head = (await store.append(key, head, entry)).head
+    assert (await store.load(KEY)).entries
+    assert b"may read again" in _bytes_below(tmp_path)
+    await store.delete(KEY)
+    while await store.sweep():
+        pass
+    there = _bytes_below(tmp_path)
+    assert b"may read again" not in there
+    assert b"what stays" in there
+    await store.aclose()
+
+
+@pytest.mark.asyncio
+async def test_a_file_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) -> None:
+    """Whoever upgrades keeps their conversations, and the version before still works beside the new one."""
+    path = tmp_path / "convmem.db"
+    first = (ROOT / "convmem/stores/sql/sqlite/001_log.sql").read_text()
+    with closing(sqlite3.connect(path)) as link:
+        link.executescript(f"{first} PRAGMA user_version = 1;")
+        link.execute(
+            "INSERT INTO conversation (tenant, owner, session, epoch, n, entry, turns) VALUES ('', 'user:1', 'default', 'e', 1, 'i', 1)"
+        )
+        link.commit()
+    async with SQLiteStore(path) as store:
+        assert [item.key for item in (await store.list(None)).items] == [SessionKey.for_user("1")]
+    with closing(sqlite3.connect(path)) as link:
+        assert link.execute("PRAGMA user_version").fetchone() == (2,)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+
+import pytest
 
 from convmem.stores.base import Head, Holder, Lease, Outcome, Store
 from convmem.testing.writer import LONG, PAST_SHORT, SHORT, Writer
@@ -182,6 +185,73 @@ class DeletingClauses:
         assert await store.delete(writer.key, at=writer.head)
         log = await store.load(writer.key)
         assert (log.expired, log.head.epoch) == (False, "")
+
+    async def test_a_delete_at_a_head_compares_the_entry(self, store: Store) -> None:
+        """After a failover another entry may stand at the same position of the same life: it was not what was looked at."""
+        writer = Writer(store)
+        await writer.append()
+        head = writer.head
+        for other in (
+            replace(head, id="another"),
+            replace(head, n=head.n - 1),
+            replace(head, n=head.n + 1),
+            replace(head, epoch="another"),
+        ):
+            assert not await store.delete(writer.key, at=other)
+        log = await store.load(writer.key)
+        assert (log.head, log.deleted_at, log.ended) == (head, None, frozenset())
+
+    async def test_a_delete_that_is_refused_leaves_the_lease(self, store: Store) -> None:
+        """A turn is at work on what a job wanted to delete: it must not lose its lease to a delete that did nothing."""
+        writer = Writer(store)
+        await writer.append()
+        idle = writer.head
+        await writer.append()
+        await writer.seize(LONG)
+        assert not await store.delete(writer.key, at=idle)
+        assert (await store.load(writer.key)).holder.token == writer.token
+        await writer.append()
+
+    async def test_a_delete_at_no_head_deletes_nothing(self, store: Store) -> None:
+        """What was absent when a job looked may have begun since; and of what is absent still there is nothing to delete."""
+        writer = Writer(store)
+        absent = (await writer.load()).head
+        await writer.append()
+        assert not await store.delete(writer.key, at=absent)
+        assert len(await writer.visible()) == 1
+        assert not await store.delete(Writer(store).key, at=absent)
+
+    async def test_a_delete_at_a_head_leaves_a_tombstone(self, store: Store) -> None:
+        """It is a delete like any other: a turn from before it stores nothing afterwards."""
+        writer = Writer(store)
+        await writer.append()
+        assert await store.delete(writer.key, at=writer.head)
+        assert (await writer.offer()).outcome is Outcome.GONE
+        log = await store.load(writer.key)
+        assert log.ended == {writer.head.epoch}
+        assert log.deleted_at is not None
+
+    async def test_of_many_deletes_at_one_head_one_deletes(self, store: Store) -> None:
+        """Two jobs run at once: each conversation is counted by one of them."""
+        writer = Writer(store)
+        await writer.append()
+        assert sum(await asyncio.gather(*(store.delete(writer.key, at=writer.head) for _ in range(8)))) == 1
+
+    async def test_a_sweep_leaves_everything_that_counts(self, store: Store) -> None:
+        """Young tombstones keep late writers out, leases keep others out: removed too early, either is a broken promise."""
+        kept, deleted, leased = Writer(store), Writer(store), Writer(store)
+        await kept.append()
+        await deleted.append()
+        await store.delete(deleted.key)
+        await leased.seize(LONG)
+        for _ in range(1000):
+            if not await store.sweep():
+                break
+        else:
+            pytest.fail("a sweep says for ever that something is left")
+        assert len(await kept.visible()) == 1
+        assert (await deleted.offer()).outcome is Outcome.GONE
+        assert (await store.load(leased.key)).holder.token == leased.token
 
     async def test_writers_and_a_delete_at_once_leave_no_remains(self, store: Store) -> None:
         """Whoever comes before the delete is removed by it, whoever comes after is told so; nothing survives it."""

@@ -187,6 +187,61 @@ class ListingClauses:
             assert writer.key.owner in owners
             assert all(owner.startswith(("user:", "visitor:", "header:")) for owner in owners)
 
+    async def test_a_walk_deletes_behind_itself_and_leaves_nothing_out(self, store: Store) -> None:
+        """A job deletes what it is shown, page by page: what stands behind must not move up into a page already turned."""
+        tenant = fresh_key().owner
+        keys = {SessionKey(fresh_key().owner, name, tenant) for name in ("a", "b", "c") for _ in range(3)}
+        for key in keys:
+            await Writer(store, key).append()
+        moment = datetime.now(UTC) + timedelta(hours=1)
+        seen = set()
+        async for key, _ in _walk(store, tenant, limit=2, written_before=moment):
+            seen.add(key)
+            await store.delete(key)
+        assert seen == keys
+        assert [key async for key, _ in _walk(store, tenant)] == []
+
+    async def test_a_walk_through_the_idle_shows_all_that_stays_idle(self, store: Store) -> None:
+        """Some of what a job walks through is written meanwhile, and leaves; each of the rest is shown all the same."""
+        writers = [Writer(store) for _ in range(9)]
+        for writer in writers:
+            await writer.append()
+        moment = (await store.list(writers[-1].key.owner)).items[0].updated_at + timedelta(milliseconds=1)
+        await asyncio.sleep(0.005)
+        idle, seen = {writer.key for writer in writers[::2]}, set()
+        busy = iter(writers[1::2])
+        async for key, _ in _walk(store, None, limit=2, written_before=moment):
+            seen.add(key)
+            woken = next(busy, None) if key in idle else None
+            if woken is not None:
+                await woken.append()
+        assert idle <= seen
+        assert {key async for key, _ in _walk(store, None, written_before=moment)} & {writer.key for writer in writers} == idle
+
+    async def test_a_walk_tells_the_facts_of_what_it_shows(self, store: Store) -> None:
+        """By its revision a job deletes what it looked at, and by its time it decides whether to."""
+        writer = Writer(store, SessionKey(fresh_key().owner, "chat", fresh_key().owner))
+        await writer.append()
+        await writer.append()
+        (item,) = (await store.list(None, tenant=writer.key.tenant)).items
+        (same,) = (await store.list(writer.key.owner, tenant=writer.key.tenant)).items
+        assert item == same
+        assert (item.key, item.turns, item.revision) == (writer.key, 2, writer.head.revision)
+
+    async def test_the_cursor_of_one_list_is_none_of_another(self, store: Store) -> None:
+        """An owner's page and a walk have different orders: going on from the wrong place would leave something out."""
+        owner, tenant = fresh_key().owner, fresh_key().owner
+        for name in ("a", "b", "c"):
+            await Writer(store, SessionKey(owner, name, tenant)).append()
+        of_owner = (await store.list(owner, tenant=tenant, limit=1)).after
+        of_walk = (await store.list(None, tenant=tenant, limit=1)).after
+        assert of_owner
+        assert of_walk
+        with pytest.raises(ValueError):  # noqa: PT011 - the message is the store's own
+            await store.list(None, tenant=tenant, after=of_owner)
+        with pytest.raises(ValueError):  # noqa: PT011 - the message is the store's own
+            await store.list(owner, tenant=tenant, after=of_walk)
+
     async def test_an_owner_of_every_tenant_is_refused(self, store: Store) -> None:
         """One name in two tenants is two people."""
         with pytest.raises(ValueError):  # noqa: PT011 - the message is the store's own
