@@ -1154,14 +1154,15 @@ class TestTwoAtOnce:
         assert await world.texts() == ["user: /outer"]
 
     async def test_a_turn_longer_than_turn_max_is_fenced_off(self, world):
-        """After that the worker sends no append either."""
+        """After that the worker sends no append either, and gives back a lease that would have lasted for a while."""
 
         async def handler(request):
             (await get_conversation(request)).append(Message.user("x"))
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(1.1)
             return JSONResponse("ok")
 
-        answer = await world.serve(app_of(handler), settings=quick(lease="0.2s", turn_max="0.3s")).post()
+        answer = await world.serve(app_of(handler), settings=quick(lease="1s", turn_max="1s")).post()
+        assert (await world.log()).holder.token == ""
         assert (answer.status, answer.code) == (409, "conversation_fenced")
         assert "append" not in world.store.calls
 

@@ -121,6 +121,28 @@ class TestReplayed:
         assert (again.whole, model.asked) == (True, 2)
         assert (await world.log()).head.turns == 2
 
+    async def test_the_stream_that_is_not_asked_is_closed(self, memory_world):
+        """A client of a model holds a connection for it."""
+        closed: list[bool] = []
+
+        class Stream:
+            def __aiter__(self):
+                raise AssertionError("the model is asked")
+
+            async def aclose(self):
+                closed.append(True)
+
+        async def chat(request):
+            conversation = await get_conversation(request)
+            if not conversation.replayed:
+                conversation.append(Message.assistant("answer"))
+                return PlainTextResponse("answer")
+            return StreamingResponse(conversation.record(Stream()))
+
+        client = memory_world.serve(app_of(chat))
+        assert [(await client.post(headers=KEY)).text for _ in range(2)] == ["answer", "answer"]
+        assert closed == [True]
+
     async def test_a_stream_of_other_chunks_passes_through_and_is_not_stored_again(self, world, caplog):
         """Nobody can make a chunk of a text; the log says what to look at."""
         model = Model()
