@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -12,11 +14,32 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Scope
 
-from convmem import ConversationMiddleware, Message, SQLiteStore, from_callable, get_conversation
+from convmem import ConversationMiddleware, Message, SessionKey, SQLiteStore, from_callable, get_conversation
+from convmem.stores.base import Appended, Entry, Head
 from convmem.testing import FaultyStore
 
 LARGE = "x" * 65_536
-store = FaultyStore(SQLiteStore(os.environ.get("TEST_DATABASE", "convmem.db")))
+
+
+class Sloppy(SQLiteStore):
+    """The planted twin: gives no lease back, stores no end of a turn, and leaves a task behind for each append."""
+
+    async def append(self, key: SessionKey, after: Head, entry: Entry, *, ttl: timedelta | None = None, release: bool = False) -> Appended:
+        forgotten.append(asyncio.ensure_future(left_behind()))
+        return await super().append(key, after, replace(entry, closing=False), ttl=ttl)
+
+    async def release(self, key: SessionKey, token: str) -> None:
+        return
+
+
+async def left_behind() -> None:
+    """Outlive the request."""
+    await asyncio.sleep(60)
+
+
+forgotten: list[asyncio.Task[None]] = []
+kind = Sloppy if os.environ.get("TEST_PLANT") == "sloppy" else SQLiteStore
+store = FaultyStore(kind(os.environ.get("TEST_DATABASE", "convmem.db")))
 streaming: dict[str, asyncio.Task[object]] = {}
 
 

@@ -116,6 +116,18 @@ def test_an_end_leaves_what_the_page_says_and_nothing_else(running, end: End):
     assert len(after) <= len(before), (before, after)
 
 
+def test_twin_a_sloppy_build_is_found_to_leave_a_lease_a_task_and_a_turn_without_end(tmp_path):
+    """The same look at a build that forgets all three."""
+    with server("uvicorn-httptools", APP, {**environment(tmp_path / "convmem.db"), "TEST_PLANT": "sloppy"}) as process:
+        running = Running("uvicorn-httptools", process, tmp_path / "convmem.db")
+        before = running.request("GET", "/off/tasks")
+        running.request("POST", "/plain", "ada")
+        with pytest.raises(AssertionError, match="still held"):
+            running.wait_for_lease("ada", held=False, seconds=0.5)
+        assert running.stored("ada").state != "complete"
+        assert len(running.request("GET", "/off/tasks")) > len(before)
+
+
 STOPPED = [(stop, name) for stop in STOPS for name in stop.options]
 QUICK = {
     ("graceful", "uvicorn-httptools"),
