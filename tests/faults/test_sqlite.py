@@ -20,8 +20,8 @@ from tests.faults.workers import Workers, told
 # Another process holds the lock
 
 
-async def locked(tmp_path: Path, plant: str = "") -> Report:
-    """Hold the file's write lock for three seconds, as a stuck process does."""
+async def locked(tmp_path: Path, plant: str = "", *, seconds: float = 3.0) -> Report:
+    """Hold the file's write lock for a while, as a stuck process does."""
     path = tmp_path / "convmem.db"
     other = sqlite3.connect(path, isolation_level=None, timeout=5)
 
@@ -33,7 +33,7 @@ async def locked(tmp_path: Path, plant: str = "") -> Report:
 
     try:
         url = f"sqlite:///{path}?busy_timeout=0.3s"
-        return await outage(url, f"sqlite:///{path}", tmp_path / "history", begin, end, seconds=3.0, plant=plant)
+        return await outage(url, f"sqlite:///{path}", tmp_path / "history", begin, end, seconds=seconds, plant=plant)
     finally:
         other.close()
 
@@ -51,7 +51,7 @@ async def test_a_locked_file_is_a_503_in_bounded_time_and_the_app_stays_alive(tm
 @pytest.mark.asyncio
 async def test_twin_a_store_that_blocks_or_never_gives_up_is_complained_about(tmp_path, plant, complaint):
     """The same outage with a synchronous client, and with one that has no timeout."""
-    report = await locked(tmp_path, plant)
+    report = await locked(tmp_path, plant, seconds=5.5 if plant == "patient" else 3.0)
     assert any(said.startswith(complaint) for said in report.complaints(longest=2.8))
 
 

@@ -63,7 +63,7 @@ async def test_twin_a_store_that_answers_first_is_found_to_lose_the_turns_of_a_k
 
 async def stop_past_the_lease(url: str, folder: Path, **options) -> Verdict:
     """Stop one of three workers in the middle of a turn until others have gone on, then let it finish."""
-    async with Workers(url, folder, 3, turns=4, think=0.4, **options) as workers:
+    async with Workers(url, folder, 3, turns=3, think=0.3, **options) as workers:
         stopped = await workers.in_turn()
         stopped.pause()
         others = [worker for worker in workers.workers if worker is not stopped]
@@ -81,7 +81,7 @@ async def test_a_stopped_worker_that_comes_back_past_its_lease_is_refused(place,
     refused = [operation.detail for operation in verdict.operations if operation.outcome == "fail"]
     assert len(refused) == 1
     assert refused[0].startswith(("ConversationFenced", "ConversationConflict"))
-    assert verdict.acknowledged == 11
+    assert verdict.acknowledged == 8
 
 
 @pytest.mark.asyncio
