@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from redis.asyncio import Redis, RedisCluster
+from redis.asyncio import Connection, ConnectionPool, Redis, RedisCluster
 
 from convmem import ConfigurationError, Message, RedisStore, SessionKey, Store, StoreUnavailable, open_conversation, open_store
 from convmem.identifiers import new_id, new_token
@@ -24,7 +25,7 @@ from convmem.stores.redis_server import Report
 from convmem.stores.redis_wire import Patience
 from convmem.testing import Writer
 from convmem.testing.writer import LONG, PAST_SHORT, SHORT, fresh_key
-from tests.servers.processes import HOST
+from tests.servers.processes import HOST, free_port
 from tests.wheels import valkey
 from tests.wheels.proxy import Proxy, certificate
 
@@ -513,6 +514,44 @@ class TestOutages:
                 await asyncio.gather(*loads, return_exceptions=True)
                 for writer, load in list(zip(writers, loads, strict=True))[1::2]:
                     assert load.result().head == writer.head
+
+    async def test_a_reply_is_never_handed_to_a_call_on_another_connection(self, server: valkey.Valkey) -> None:
+        """A connection that is slow to close must not leave calls behind: the next reply would be somebody else's history."""
+        async with Proxy(server.port) as proxy, at(server.port) as direct:
+            writers = [await grown(direct, number) for number in range(1, 9)]
+            pool = ConnectionPool(connection_class=SlowToClose, host=HOST, port=proxy.port)
+            async with RedisStore(Redis(connection_pool=pool), patience=Patience(connect=1, reply=0.2)) as store:
+                await store.load(writers[0].key)
+                proxy.silence()
+                lost = []
+                for _ in range(6):  # each runs out of patience at a moment of its own
+                    lost.append(asyncio.ensure_future(store.append(writers[0].key, writers[0].head, writers[0].entry())))
+                    await asyncio.sleep(0.03)
+                assert all(isinstance(error, StoreUnavailable) for error in await asyncio.gather(*lost, return_exceptions=True))
+                for _ in range(3):
+                    logs = await asyncio.gather(*(store.load(writer.key) for writer in writers))
+                    assert [log.head for log in logs] == [writer.head for writer in writers]
+
+    async def test_a_demoted_primary_is_left_without_a_lost_call(self, server: valkey.Valkey) -> None:
+        """A failover behind one name: each call is told READONLY, and all of them wait for the new primary together."""
+        async with at(server.port, connect_timeout="5s") as store:
+            writers = [await grown(store, 1) for _ in range(40)]
+            server.ask("REPLICAOF", HOST, free_port())
+            offers = []
+            for writer in writers:
+                offers.append(asyncio.ensure_future(writer.offer()))
+                await asyncio.sleep(0.002)
+            server.ask("REPLICAOF", "NO", "ONE")
+            assert {answer.outcome for answer in await asyncio.gather(*offers)} == {Outcome.STORED}
+
+
+class SlowToClose(Connection):
+    """A connection that takes its time to close, as one does whose closing somebody watches."""
+
+    async def disconnect(self, *args: Any, **kwargs: Any) -> None:
+        """Close in a while."""
+        await asyncio.sleep(0.1)
+        await super().disconnect(*args, **kwargs)
 
 
 class TestServers:
