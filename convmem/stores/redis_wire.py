@@ -7,7 +7,6 @@ at once, and replies are handed out in order. Nothing here knows what the script
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import threading
 from abc import ABC, abstractmethod
@@ -327,8 +326,6 @@ class Wire(ABC):
         self.location = location
         self._lanes: _Lanes = {}
         self._lock = threading.Lock()
-        self._process = os.getpid()
-        self._of_parents: list[_Lanes] = []
 
     @abstractmethod
     async def send(self, key: bytes | None, packed: bytes, acks: Acks | None = None, *, again: bool = True) -> tuple[Any, int]:
@@ -369,11 +366,8 @@ class Wire(ABC):
         """Return this event loop's lane to a node; writes that replicas confirm have one of their own, for it is held up by them."""
         loop = asyncio.get_running_loop()
         lanes = self._lanes.get(loop)
-        if lanes is None or self._process != os.getpid():
+        if lanes is None:
             with self._lock:  # event loops may run in several threads
-                if self._process != os.getpid():  # forked: what the parent opened stays its own, and closing it here would disturb it
-                    self._of_parents.append(self._lanes)
-                    self._lanes, self._process = {}, os.getpid()
                 lanes = {}
                 self._lanes = {**{other: lanes for other, lanes in self._lanes.items() if not other.is_closed()}, loop: lanes}
         lane = lanes.get((address, durable))
