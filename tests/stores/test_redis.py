@@ -655,6 +655,20 @@ class TestServers:
         for key in keys:
             assert re.fullmatch(rb"convmem:(o:[\w.~%:-]*/[\w.~%:-]+|[ce]:\{[\w.~%:-]*/[\w.~%:-]+/[\w-]+\})", key), key
 
+    @pytest.mark.parametrize("namespace", ["", "a*", "a[1]", "{a}", "a{", "a:o", "a b", "\u00e4"])
+    async def test_a_namespace_means_nothing_else(self, namespace: str) -> None:
+        """A brace moves conversations to one slot, or tears them apart; with a pattern's character a walk finds nothing."""
+        with pytest.raises(ValueError, match="namespace is"):
+            RedisStore(Redis(), namespace=namespace)
+
+    async def test_a_server_that_forbids_the_walk_says_so(self, server: valkey.Valkey) -> None:
+        """A list of its users is not always for an app to see: that is the store's error, with the server's words."""
+        server.ask("ACL", "SETUSER", "limited", "on", ">secret", "~*", "+@all", "-scan")
+        async with open_store(f"redis://limited:secret@{HOST}:{server.port}") as store:
+            await Writer(store).append()
+            with pytest.raises(StoreUnavailable, match="refuses to be walked through"):
+                await store.list(None)
+
     async def test_everything_of_a_namespace_begins_with_it(self, server: valkey.Valkey) -> None:
         """Two apps share a server: neither sees the other's conversations, nor walks through them."""
         one, other = (open_store(f"redis://{HOST}:{server.port}", namespace=name) for name in ("one", "other"))
