@@ -20,7 +20,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from convmem import SessionKey, StoreUnavailable, open_store
+from convmem import ConfigurationError, SessionKey, StoreUnavailable, open_store
 from convmem.identifiers import new_id, new_token
 from convmem.keys import RESERVED_OWNER
 from convmem.stores import postgres_schema
@@ -705,8 +705,9 @@ async def test_a_server_that_may_lose_turns_is_named_once(postgres_wheel: Postgr
     await store.check()  # a second warning would be an error here
     await store.aclose()
     async with PostgresStore.at(server.url(), unsafe="refuse") as strict:
-        with pytest.raises(StoreUnavailable, match=says):
-            await Writer(strict).append()
+        for call in (strict.check, Writer(strict).append):
+            with pytest.raises(ConfigurationError, match=says):
+                await call()
     async with PostgresStore.at(server.url(), unsafe="allow") as easy:
         await Writer(easy).append()
         durability = (await easy.check()).durability
