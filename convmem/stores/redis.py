@@ -295,7 +295,7 @@ class RedisStore(Store):
         score = await self._command("delete", index, "ZSCORE", index, session)
         existed = bool(await self._run("delete", keys, args, acks=self._acks))
         if score is not None and (existed or at is None):
-            await self._run("forget", (index,), (session, score), operation="delete", changes=False)
+            await self._run("forget", (index,), (session, f"{float(score):.0f}"), operation="delete", changes=False)
         return existed
 
     async def check(self) -> Health:

@@ -510,6 +510,36 @@ async def test_a_call_that_timed_out_leaves_nothing_running_on_the_server(postgr
 
 
 @pytest.mark.asyncio
+async def test_a_statement_the_server_ended_costs_no_connection(postgres_url: str) -> None:
+    """Many servers have a statement_timeout: one slow statement must not make every worker connect anew."""
+    async with PostgresStore.at(f"{postgres_url}?options=-c%20statement_timeout%3D100", pool_max=3) as store:
+        slow, *others = [Writer(store) for _ in range(3)]
+        await slow.append()
+        await asyncio.gather(*(writer.append() for writer in others), slow.load())
+        backends = await pids(postgres_url)
+        blocker = await asyncpg.connect(postgres_url)
+        async with blocker.transaction():
+            await blocker.execute("LOCK TABLE convmem.convmem_conversation")
+            with pytest.raises(StoreUnavailable, match="statement timeout"):
+                await slow.offer()
+        await blocker.close()
+        await slow.append()
+        assert backends <= await pids(postgres_url)
+
+
+async def pids(url: str) -> set[int]:
+    """Return the server processes that have run a statement of a store in this database."""
+    link = await asyncpg.connect(url)
+    try:
+        rows = await link.fetch(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE '%convmem_%'"
+        )
+    finally:
+        await link.close()
+    return {row[0] for row in rows}
+
+
+@pytest.mark.asyncio
 async def test_idle_connections_are_kept_and_used_again(postgres_url: str) -> None:
     """A connection a request is ten times the cost of the request."""
     async with Proxy(HOST, port_of(postgres_url)) as proxy:

@@ -21,6 +21,7 @@ from convmem.identifiers import new_id, new_token
 from convmem.messages import encode_message, encode_messages
 from convmem.stores.base import TOMBSTONE_LIFE, Entry, Head, Kind, Lease, Outcome
 from convmem.stores.redis import UnsafeRedisWarning
+from convmem.stores.redis_layout import Keys
 from convmem.stores.redis_server import Report
 from convmem.stores.redis_wire import Patience
 from convmem.testing import Writer
@@ -725,6 +726,19 @@ class TestIndex:
                 assert not caught.value.unknown
                 assert (await store.load(writer.key)).head == Head()
                 await client.aclose()
+
+    @pytest.mark.parametrize("protocol", [2, 3])
+    async def test_a_deleted_conversation_leaves_its_owners_index(self, valkey_cluster: valkey.Cluster, protocol: int) -> None:
+        """Where the index is on another node, and by a protocol in which a score is no text: no session id stays behind."""
+        async with (
+            open_store(f"{valkey_cluster.url}?protocol={protocol}") as store,
+            RedisCluster(host=HOST, port=valkey_cluster.primaries[0].port) as raw,
+        ):
+            writer = await grown(store, 2)
+            index = Keys("convmem").index(writer.key)
+            assert await raw.zcard(index) == 1
+            assert await store.delete(writer.key)
+            assert await raw.zcard(index) == 0
 
     async def test_a_list_drops_what_was_never_stored_once_nobody_can_be_storing_it(self, valkey_cluster: valkey.Cluster) -> None:
         """A leftover of a crash is hidden at once, and goes when no append can be on its way any more."""
