@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shutil
 import subprocess
@@ -155,6 +156,27 @@ async def test_a_window_of_messages_is_one_round_trip_and_bounded(postgres_url: 
         assert [stored.n for stored in log.entries] == list(range(1996, 2001))
         assert proxy.round_trips - trips == 1
         assert proxy.received - received < 10_000
+
+
+@pytest.mark.asyncio
+async def test_a_load_does_not_read_what_is_hidden(postgres_server: PostgresServer) -> None:
+    """A history that was archived costs nothing to pass: the pages a load touches are counted, by a statement of any kind of window."""
+    url, key = postgres_server.database(), fresh_key()
+    await fill(url, key, 20_000)
+    link = await asyncpg.connect(url)
+    await link.execute("UPDATE convmem.convmem_entry SET visible = n < 3 OR n > 19990")
+    await link.execute("VACUUM ANALYZE")
+    conversation = await link.fetchval("SELECT id FROM convmem.convmem_conversation")
+    await link.execute("SET plan_cache_mode = force_generic_plan")
+    await link.execute(f"PREPARE load_plan AS {statement('load', 'convmem')}")
+    for window in ("12, NULL, NULL", "NULL, 24, NULL", "2, NULL, 19000"):
+        arguments = f"'{conversation}', NULL, {window}, NULL, NULL, 68"
+        plan = await link.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE load_plan ({arguments})")
+        node = json.loads(plan)[0]["Plan"]
+        assert node["Shared Hit Blocks"] + node["Shared Read Blocks"] < 200, (window, plan)
+    await link.close()
+    async with PostgresStore.at(url) as store:
+        assert [stored.n for stored in (await store.load(key, turns=12)).entries] == [1, 2, *range(19_991, 20_001)]
 
 
 @pytest.mark.asyncio
