@@ -57,6 +57,7 @@ _SURELY_OVER = timedelta(hours=1)
 _LAG = timedelta(minutes=1)
 """How far an index may be behind a conversation, by two nodes' clocks and a trip between, before it missed an append."""
 _SCANS = 20
+_A_CLUSTER = "The server is a node of a cluster; CONVMEM_STORE has to begin with redis+cluster://, and a client has to be a RedisCluster."
 _NO_CURSOR = "after is not a cursor of a walk through conversations."
 
 
@@ -302,7 +303,8 @@ class RedisStore(Store):
         """See `Store.check`. It looks at every node that holds keys.
 
         Raises:
-            ConfigurationError: A server is too old, or is set up so that it may lose conversations and `unsafe` is ``refuse``.
+            ConfigurationError: A server is too old, or a cluster's where one alone was named, or is set up so that it may lose
+                conversations and `unsafe` is ``refuse``.
         """
         reports = await self._look("check")
         probe = b"%s:check:%s" % (self._keys.namespace, new_token().encode())
@@ -320,10 +322,12 @@ class RedisStore(Store):
 
     async def _look(self, operation: str) -> Sequence[Report]:
         """Ask the servers what they are, and say once what of it is dangerous."""
-        reports = [await self._report(node, operation) for node in await self._nodes(operation)]
+        reports = await self._reports(operation)
         for report in reports:
             if report.too_old:
                 raise ConfigurationError(report.too_old)
+            if report.is_clustered and not self._wire.is_cluster:
+                raise ConfigurationError(_A_CLUSTER)
         dangers = list(dict.fromkeys(danger for report in reports for danger in report.dangers))
         if self._acks and any(report.version and report.replicas < self._acks.replicas for report in reports):
             dangers.append(
@@ -335,6 +339,18 @@ class RedisStore(Store):
             for danger in dangers:
                 warnings.warn(danger, UnsafeRedisWarning, stacklevel=2)
         self._looked = True
+        return reports
+
+    async def _reports(self, operation: str) -> Sequence[Report]:
+        """Ask every server; for a check all have to answer, else one that is down holds up only whose conversations it has."""
+        reports, silence = [], None
+        for node in await self._nodes(operation):
+            try:
+                reports.append(await self._report(node, operation))
+            except StoreUnavailable as error:
+                silence = error
+        if silence is not None and (operation == "check" or not reports):
+            raise silence
         return reports
 
     async def _report(self, node: Address | None, operation: str) -> Report:

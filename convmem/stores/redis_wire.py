@@ -525,4 +525,8 @@ class ClusterWire(Wire):
         """See `Wire.ask`."""
         packed = pack(*command)
         assert node is not None
-        return (await self._lane(node, durable=False).call(packed))[0]
+        try:
+            return (await self._lane(node, durable=False).call(packed))[0]
+        except Lost:
+            self._ranges = ()  # it may have left the cluster
+            raise

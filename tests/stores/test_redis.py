@@ -919,6 +919,32 @@ async def test_a_cluster_and_its_app_go_on_after_a_failover(tmp_path: Path) -> N
             assert log.head == writer.head
 
 
+async def test_a_worker_that_starts_while_a_node_is_down_serves_and_finds_the_new_one(tmp_path: Path) -> None:
+    """Pods are moved just when something is down: the rest of the cluster is served at once, and all of it after the failover."""
+    with valkey.Cluster(tmp_path) as cluster:
+        async with open_store(cluster.url) as store:
+            writers = [await grown(store, 1) for _ in range(30)]
+        cluster.primaries[1].kill()
+        async with open_store(f"{cluster.url}?unsafe=allow") as store:
+            with pytest.raises(StoreUnavailable):
+                await store.check()
+            loads = await asyncio.gather(*(store.load(writer.key) for writer in writers), return_exceptions=True)
+            assert any(not isinstance(log, BaseException) for log in loads)
+            async with asyncio.timeout(20):
+                while any(isinstance(log, StoreUnavailable) for log in loads):
+                    await asyncio.sleep(0.1)
+                    loads = await asyncio.gather(*(store.load(writer.key) for writer in writers), return_exceptions=True)
+            assert [log.head for log in loads if not isinstance(log, BaseException)] == [writer.head for writer in writers]
+
+
+async def test_a_cluster_named_as_one_server_is_a_sentence(valkey_cluster: valkey.Cluster) -> None:
+    """Some keys would work there and some not: that is for the start to say."""
+    async with open_store(valkey_cluster.primaries[0].url) as store:
+        for call in (store.check, Writer(store).append):
+            with pytest.raises(ConfigurationError, match=r"redis\+cluster://"):
+                await call()
+
+
 async def test_sentinels_name_the_new_primary(tmp_path: Path) -> None:
     """The primary dies for good; the same object finds its successor."""
     with valkey.Sentinels(tmp_path) as sentinels:
