@@ -233,12 +233,14 @@ class Message(_Frozen):
     @property
     def state(self) -> State:
         """What became of the turn it stands in, at the time of loading: derived, never stored, not part of equality."""
-        return self._derived("_state", "complete")
+        state: State = self._derived("_state", "complete")
+        return state
 
     @property
     def archived(self) -> bool:
         """Whether an edit took it out of a framework's active queue. Derived and no part of equality, as `state` is."""
-        return self._derived("_archived", False)  # noqa: FBT003 - its default
+        archived: bool = self._derived("_archived", default=False)
+        return archived
 
     def in_archive(self) -> Message:
         """Return this message as one that was archived."""
@@ -440,7 +442,7 @@ def _message(document: dict[str, Any]) -> Message:
 def _bare(role: str, content: str, identifier: str, moment: datetime) -> Message:
     """Return the message nearly all are: text, and nothing else. The same as `_restored` does, in a quarter of the time."""
     message = _new(Message)
-    given = {
+    given: dict[str, Any] = {
         "role": role, "content": content, "tool_calls": (), "tool_call_id": None, "name": None,
         "id": identifier, "created_at": moment, "metadata": {}, "extras": {},
     }  # fmt: skip
