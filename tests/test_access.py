@@ -204,7 +204,8 @@ async def test_a_job_delivered_twice_at_once_runs_once(world):
 async def test_a_client_cannot_take_the_name_of_a_job(world):
     """It may know how jobs are named: its Idempotency-Key names a turn of its own, and the job still runs."""
     client = world.serve(app_of())
-    assert (await client.post(headers={"Idempotency-Key": "job-17"})).status == 200
+    for replayed in (None, "true"):
+        assert (await client.post(headers={"idempotency-key": "job-17"})).header("convmem-replayed") == replayed
     assert await job(world) == (False, ["done"])
 
 
