@@ -7,8 +7,7 @@ import random
 import signal
 import threading
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,19 +38,30 @@ class Schedule:
     """Signals for so many seconds. The same seed is the same schedule; what a worker was doing at that moment is not.
 
     Attributes:
-        struck: How many signals of each kind went out.
+        struck: The workers that each kind of signal went to.
     """
 
-    def __init__(self, seed: int, servers: Sequence[Server], *, seconds: float, kills: int, stops: int) -> None:
-        """Draw it; the servers run already."""
+    def __init__(
+        self, seed: int, servers: Sequence[Server], answering: Callable[[], set[int]], *, seconds: float, kills: int, stops: int
+    ) -> None:
+        """Draw it; the servers run already.
+
+        Args:
+            seed: What all follows from.
+            servers: Alone, or supervisors of workers.
+            answering: Returns who has answered of late: while any of them lives, one of them is struck, and not one that only begins.
+            seconds: For how long.
+            kills: How many.
+            stops: How many.
+        """
         chance = random.Random(seed)
         mishaps = [Mishap(chance.uniform(0.2, seconds), signal.SIGKILL, chance.random()) for _ in range(kills)]
         mishaps += [
             Mishap(chance.uniform(0.2, seconds), signal.SIGSTOP, chance.random(), chance.uniform(0.2, LONGEST_STOP)) for _ in range(stops)
         ]
         self.mishaps = sorted(mishaps, key=lambda mishap: mishap.at)
-        self.servers = servers
-        self.struck: Counter[signal.Signals] = Counter()
+        self.servers, self.answering = servers, answering
+        self.struck: dict[signal.Signals, list[int]] = {signal.SIGKILL: [], signal.SIGSTOP: []}
         self._alone = {server.pid for server in servers if not _children(server.pid)}
 
     def run(self) -> None:
@@ -61,6 +71,7 @@ class Schedule:
         for mishap in self.mishaps:
             time.sleep(max(0.0, began + mishap.at - time.monotonic()))
             workers = self._workers()
+            workers = [pid for pid in workers if pid in self.answering()] or workers
             pid = workers[int(mishap.which * len(workers))]
             self._strike(pid, mishap.number)
             if mishap.number == signal.SIGSTOP:
@@ -70,7 +81,7 @@ class Schedule:
             timer.join()
 
     def _strike(self, pid: int, number: signal.Signals) -> None:
-        self.struck[number] += 1
+        self.struck[number].append(pid)
         if number == signal.SIGKILL and pid in self._alone:
             server = next(server for server in self.servers if server.pid == pid)
             server.kill()
