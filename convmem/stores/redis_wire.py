@@ -466,20 +466,21 @@ class ClusterWire(Wire):
         while True:
             try:
                 return await self._at(slot, packed, acks)
-            except (Lost, TryAgainError, ClusterDownError, ReadOnlyError) as error:
+            except (Lost, TryAgainError, ClusterDownError, ReadOnlyError, AskError) as error:  # a MOVED is an AskError too
                 await tries.again(error)
                 self._ranges = ()
 
     async def _at(self, slot: int, packed: bytes, acks: Acks | None) -> tuple[Any, int]:
-        lane = self._lane(await self._address(slot), durable=acks is not None)
+        at = await self._address(slot)
+        lane = self._lane(at, durable=acks is not None)
         try:
             return await lane.call(packed, acks=acks)
         except MovedError as moved:
             self._ranges = ()
-            address = self._moved[slot] = (str(moved.host), int(moved.port))
+            address = self._moved[slot] = (str(moved.host or at[0]), int(moved.port))  # no host: this one's (Redis 7)
             return await self._lane(address, durable=acks is not None).call(packed, acks=acks)
         except AskError as asked:
-            address = (str(asked.host), int(asked.port))
+            address = (str(asked.host or at[0]), int(asked.port))
             return await self._lane(address, durable=acks is not None).call(_ASKING + packed, replies=2, acks=acks)
         except Lost:
             self._ranges = ()

@@ -905,6 +905,27 @@ async def test_a_slot_that_moves_is_followed(tmp_path: Path) -> None:
             assert len(await writer.visible()) == 6
 
 
+async def test_nodes_that_do_not_agree_yet_who_has_a_slot_are_asked_again(tmp_path: Path) -> None:
+    """At the end of a move the old node says where the slot went, and for a moment the new one has not heard of it."""
+    with valkey.Cluster(tmp_path) as cluster:
+        async with open_store(cluster.url) as store:
+            writer = Writer(store)
+            await store.load(writer.key)
+            client = RedisCluster(host=HOST, port=cluster.primaries[0].port)
+            await client.initialize()
+            row = f"convmem:c:{{{'/'.join(writer.key.path)}}}"
+            slot = client.keyslot(row)
+            source = next(node for node in cluster.primaries if node.port == port_of(client, row))
+            target = next(node for node in cluster.primaries if node is not source)
+            await client.aclose()
+            name = target.ask("CLUSTER", "MYID")
+            source.ask("CLUSTER", "SETSLOT", slot, "NODE", name)
+            offered = asyncio.ensure_future(writer.offer())
+            await asyncio.sleep(0.3)
+            target.ask("CLUSTER", "SETSLOT", slot, "NODE", name)
+            assert (await offered).outcome is Outcome.STORED
+
+
 async def test_a_cluster_and_its_app_go_on_after_a_failover(tmp_path: Path) -> None:
     """The node of a conversation dies for good; its replica takes over, and with a replica confirmed nothing is lost."""
     with valkey.Cluster(tmp_path) as cluster:
