@@ -66,10 +66,10 @@ class ConversationSession:
         ids: list[str] = []
         for message in reversed(self._conversation.new_messages or await self._history()):
             ids.append(message.id)
-            *rest, item = to_items([_without_foreign_thoughts(message)]) or [None]
-            if item is not None:
-                self._conversation.edit(Edit(action="hide", ids=tuple(ids)), *from_items(rest))
-                return item
+            items = to_items([_without_foreign_thoughts(message)])
+            if items:
+                self._conversation.edit(Edit(action="hide", ids=tuple(ids)), *from_items(items[:-1]))
+                return items[-1]
         return None
 
     async def clear_session(self) -> None:
