@@ -33,6 +33,7 @@ from .pages import ROOT, anchors_of, blocks_of, links_of, name_of, pages
 from .terminal import Terminal
 
 NOT_RUN = {
+    "docs/how-to/several-workers.md": ["a part of a deployment"],
     "README.md": ["installs packages", "each makes an environment on first use, and the second runs this very test"],
     "docs/tutorial.md": ["installs packages"],
 }

@@ -18,7 +18,8 @@ _RESET = struct.pack("ii", 1, 0)
 class Proxy:
     """Stands between clients and one server, on a free port of the loopback.
 
-    Until a fault is planted it passes every byte on. `mend` takes all faults away; connections that were broken stay broken.
+    Until a fault is planted it passes every byte on, and an orderly end as one. `mend` takes all faults away; connections that were
+    broken stay broken.
 
     Attributes:
         delay: Seconds every chunk waits, in each direction; chunks keep their order.
@@ -114,14 +115,14 @@ class Proxy:
         self._open.add(connection)
         try:
             if self._turns_away:
-                return
+                raise ConnectionResetError
             server_reader, server_writer = await asyncio.open_connection(*self._upstream)
             connection.take(server_writer)
             await connection.carry(self._requests(connection, reader, server_writer), self._replies(connection, server_reader, writer))
         except OSError:
-            pass
-        finally:
             connection.reset()
+        finally:
+            connection.close()
             self._open.discard(connection)
             connection.ended.set()
 
@@ -134,6 +135,8 @@ class Proxy:
             await self._hold()
             writer.write(data)
             await writer.drain()
+        await self._hold()
+        writer.write_eof()
 
     async def _replies(self, connection: _Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(_CHUNK):
@@ -149,7 +152,9 @@ class Proxy:
             if cut:
                 self._replies_left = None
                 await asyncio.sleep(0.01)  # what was passed on is to arrive before the reset
-                return
+                raise ConnectionResetError
+        await self._hold()
+        writer.write_eof()
 
     async def _hold(self) -> None:
         if self.delay:
@@ -174,14 +179,24 @@ class _Connection:
             raise ConnectionResetError
 
     async def carry(self, *directions: Coroutine[Any, Any, None]) -> None:
-        """Pass on in both directions until either side is done."""
+        """Pass on in both directions until both have ended, or one has failed; an orderly end of one leaves the other open.
+
+        Raises:
+            OSError: One has failed.
+        """
         self._work = [asyncio.ensure_future(direction) for direction in directions]
-        await asyncio.wait(self._work, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(self._work, return_when=asyncio.FIRST_EXCEPTION)
         for task in self._work:
             task.cancel()
-        for task in self._work:
-            with suppress(OSError, asyncio.CancelledError):
-                await task
+        await asyncio.gather(*self._work, return_exceptions=True)
+        for task in done:
+            if not task.cancelled():
+                task.result()
+
+    def close(self) -> None:
+        """Close both sides in order, unless they have been reset."""
+        for writer in self._writers:
+            writer.close()
 
     def reset(self) -> None:
         """Send RST to both sides and stop passing on."""

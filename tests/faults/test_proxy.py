@@ -11,15 +11,23 @@ import pytest
 import pytest_asyncio
 
 from tests.faults.proxy import Proxy
+from tests.faults.waiting import until
+
+
+@pytest.fixture
+def arrived() -> list[bytes]:
+    """Return the lines that reached the server."""
+    return []
 
 
 @pytest_asyncio.fixture
-async def proxy() -> AsyncIterator[Proxy]:
+async def proxy(arrived: list[bytes]) -> AsyncIterator[Proxy]:
     """Return a proxy in front of a server that answers each line with itself, in capitals."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while line := await reader.readline():
+                arrived.append(line)
                 writer.write(line.upper())
                 await writer.drain()
         except OSError:
@@ -82,6 +90,21 @@ async def test_a_stalled_link_is_silent_and_goes_on_where_it_was(proxy):
             await asyncio.wait_for(client.ask(b"hello\n"), 0.1)
         await proxy.mend()
         assert await client.reader.readline() == b"HELLO\n"
+
+
+@pytest.mark.asyncio
+async def test_what_a_client_sent_before_it_left_arrives(proxy, arrived):
+    """As on a real link: the server does what nobody waits for any more."""
+    async with Client(proxy) as client:
+        await client.ask(b"first\n")
+        proxy.stall()
+        client.writer.write(b"second\n")
+        client.writer.close()
+        await asyncio.sleep(0.05)
+    assert arrived == [b"first\n"]
+    await proxy.mend()
+    await until(lambda: proxy.open == 0)
+    assert arrived == [b"first\n", b"second\n"]
 
 
 @pytest.mark.asyncio
@@ -156,6 +179,4 @@ async def test_a_client_that_leaves_leaves_nothing_behind(proxy):
     """Or a test that counts open connections counts those of the test before."""
     async with Client(proxy) as client:
         await client.ask(b"hello\n")
-    async with asyncio.timeout(2):
-        while proxy.open:  # noqa: ASYNC110 - what is waited for happens in the kernel
-            await asyncio.sleep(0.01)
+    await until(lambda: proxy.open == 0, seconds=2)
