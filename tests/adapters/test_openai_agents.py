@@ -259,7 +259,7 @@ class TestSession:
         async with open_conversation(ADA, store=store):
             session = ConversationSession(session_settings=SessionSettings(limit=limit))
             assert len(await session.get_items()) == min(limit, 4)
-            assert len(await session.get_items(limit=2)) == 2
+            assert await session.get_items(limit=2) == (await session.get_items(limit=4))[2:]
             assert await session.get_items(limit=0) == []
             model = ScriptedModel([saying("again")])
             await run(model, "b", session)
