@@ -483,11 +483,13 @@ class Turn:
     def _warn_if_said(self, item: Message | Edit) -> None:
         if not isinstance(item, Message) or not item.text:
             return
+        hidden: set[str] = set()
         for other in reversed(self.said):
             if isinstance(other, Edit):
                 if other.begins_anew:
                     return
-            elif (item.role, item.content) == (other.role, other.content):
+                hidden.update(other.ids)
+            elif _same_words(item, other) and other.id not in hidden:
                 msg = "The same text was appended twice in one turn; does an adapter append what the handler appends too?"
                 warnings.warn(msg, RepeatedTextWarning, stacklevel=6)
                 return
@@ -757,6 +759,11 @@ def _staged(item: Message | Edit, *, pins: bool) -> _Staged:
     if isinstance(item, Edit):
         return _Staged(item, encode_edit(item), pins)
     return _Staged(item, encode_message(item), item.role == "system")
+
+
+def _same_words(one: Message, other: Message) -> bool:
+    """Return whether the same was said twice; two calls may have the same result."""
+    return (one.role, one.content, one.tool_call_id) == (other.role, other.content, other.tool_call_id)
 
 
 def _limit(setting: str, allowed: int, actual: int) -> None:
