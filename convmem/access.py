@@ -184,7 +184,7 @@ async def _ledger(store: Store | None) -> AsyncGenerator[Ledger, None]:
     if work is not None and (store is None or store is work.ledger.store):
         yield work.ledger
         return
-    settings = Settings.from_environment()
+    settings = Settings.at_hand()
     opened = store or settings.open_store()
     ledger = Ledger(opened, rules_of(settings))
     try:

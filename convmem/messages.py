@@ -233,14 +233,13 @@ class Message(_Frozen):
     @property
     def state(self) -> State:
         """What became of the turn it stands in, at the time of loading: derived, never stored, not part of equality."""
-        state: State = self._derived("_state", "complete")
+        state: State = self._derived("_state", default="complete")
         return state
 
     @property
     def archived(self) -> bool:
         """Whether an edit took it out of a framework's active queue. Derived and no part of equality, as `state` is."""
-        archived: bool = self._derived("_archived", default=False)
-        return archived
+        return bool(self._derived("_archived", default=False))
 
     def in_archive(self) -> Message:
         """Return this message as one that was archived."""
@@ -259,7 +258,7 @@ class Message(_Frozen):
         message._state = state  # noqa: SLF001 - its own kind
         return message
 
-    def _derived(self, name: str, default: Any) -> Any:
+    def _derived(self, name: str, *, default: Any) -> Any:
         """Return a private attribute; pydantic's own way to it takes ten times as long."""
         private = self.__pydantic_private__
         return default if private is None else private[name]

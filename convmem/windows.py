@@ -221,7 +221,7 @@ def _is_in(message: Message, messages: list[Message]) -> bool:
 def _paired(messages: list[Message], unanswered: str, answers: list[Message] | None = None) -> list[Message]:
     """Return what is valid of these messages; results among `answers`, which stand behind them, count and are not returned."""
     answers = answers or []
-    if not answers and not any(message.role == "tool" or message.tool_calls for message in messages):
+    if not answers and all(message.role != "tool" and not message.tool_calls for message in messages):
         return messages
     said = [message for _, said in _exchanges(messages + answers, unanswered) for message in said]
     return [message for message in said if not _is_in(message, answers)] if answers else said

@@ -14,6 +14,7 @@ from benchmarks import still
 from benchmarks.counting import calls, held
 from benchmarks.still import Sink, StillStore, ask, request_scope, visitor_cookie
 from convmem import Conversation, ConversationMiddleware, Message, Settings, current_conversation, open_store
+from convmem.access import open_conversation
 from convmem.keys import SessionKey
 from convmem.stores.base import Head, Outcome, Store
 from convmem.stores.memory import MemoryStore
@@ -185,10 +186,10 @@ class TestOnTheDisk:
 
 
 CALLS = {
-    "a visitor who only passes by": (still.bare, "GET", 0, 145),
-    "a visitor who reads nothing": (still.reading, "GET", 0, 165),
-    "a commit": (still.appending, "POST", 0, 245),
-    "a window of fifty messages, read": (still.talking, "POST", 25, 1030),
+    "a visitor who only passes by": (still.bare, "GET", 0, 72),
+    "a visitor who reads nothing": (still.reading, "GET", 0, 84),
+    "a commit": (still.appending, "POST", 0, 162),
+    "a window of fifty messages, read": (still.talking, "POST", 25, 610),
 }
 """App, method, turns in the window, and how many calls of convmem's functions it may take."""
 
@@ -205,6 +206,22 @@ class TestInTheProcess:
         """A window of five turns costs the same in front of five turns and of a thousand."""
         few, many = [await self._calls(still.talking, "POST", turns, window_turns=5) for turns in (5, 1000)]
         assert few == many
+
+    async def test_a_job_does_not_read_its_settings_for_every_conversation(self, monkeypatch) -> None:
+        """They take longer than a turn does; and a variable that changes is seen all the same."""
+        monkeypatch.setenv("CONVMEM_SECRET_KEY", still.SECRET)
+        store, key = StillStore(5), SessionKey.for_user("ada")
+
+        async def window() -> int:
+            async with open_conversation(key, store=store) as conversation:
+                return len(conversation.messages)
+
+        assert await window() == 10
+        with calls() as counted:
+            await window()
+        assert counted.total <= 185
+        monkeypatch.setenv("CONVMEM_WINDOW_TURNS", "2")
+        assert await window() == 4
 
     async def test_memory_does_not_depend_on_what_is_stored(self) -> None:
         """A worker that serves a long conversation holds its window, not the conversation."""

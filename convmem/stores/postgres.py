@@ -48,6 +48,7 @@ from convmem.stores.postgres_connections import BorrowedConnections, Connections
 from convmem.stores.postgres_database import MOST_TRIES, Database, Rules, durability
 from convmem.stores.postgres_schema import Migrate, missing_tables
 
+_KINDS = {kind.value: kind for kind in Kind}
 ENTRIES_A_MESSAGE = 2
 """So many entries for each message asked for are looked at to find where a window begins; more are when that was not enough."""
 ADDRESSES_A_PAGE = 20
@@ -292,14 +293,14 @@ def _stored(epoch: str, row: Any) -> StoredEntry:
     _, n, stored, messages, turns, start, format_, closing, kind, entry, turn, token, key_id, pinned, hides, body = row
     return StoredEntry(
         n,
-        Entry(
+        Entry.read(
             entry,
             turn,
             token,
             epoch,
             body,
             messages,
-            Kind(kind),
+            _KINDS[kind],
             closing,
             turns,
             start,

@@ -199,7 +199,7 @@ def unpack_entry(data: bytes, n: int, epoch: str) -> StoredEntry:
         pinned, hides = tuple(positions), tuple(hidden)
         at += size
     kind, closing = _KINDS[flags & 3], flags & _CLOSING != 0
-    entry = Entry(identifier, turn, token, epoch, data[at:], count, kind, closing, turns, start, pinned, hides, format_, key_id)
+    entry = Entry.read(identifier, turn, token, epoch, data[at:], count, kind, closing, turns, start, pinned, hides, format_, key_id)
     return StoredEntry(n, entry, moment(int.from_bytes(data[:_STORED], "big")))
 
 
