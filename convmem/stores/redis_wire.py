@@ -166,6 +166,8 @@ class Lane:
         error: BaseException = asyncio.CancelledError()
         connection: AbstractConnection | None = None
         loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
         try:
             while self._queue:
                 if self._not_before > loop.time():
@@ -179,6 +181,8 @@ class Lane:
                     self._pause = min(2 * self._pause, _PAUSES[1])
                     self._fail(self._queue, failure)
                     return
+                if task.cancelling():
+                    raise asyncio.CancelledError  # the driver loses some on its way to a connection; nobody would end this one
                 self._pause, self._not_before = _PAUSES[0], loop.time() + _PAUSES[0]
                 connection.socket_timeout = None  # the lane reads all the time; each call has its own patience
                 error = await self._carry(connection)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import time
 import warnings
@@ -859,6 +860,19 @@ async def test_sentinels_name_the_new_primary(tmp_path: Path) -> None:
             writer = await grown(store, 3)
             sentinels.data.primary.kill()
             assert (await store.load(writer.key)).head == writer.head
+
+
+async def test_who_runs_out_of_time_while_sentinels_are_asked_leaves_no_connection_open(valkey_sentinels: valkey.Sentinels) -> None:
+    """At whatever step that is: in a failover it happens often, and a connection that is left stays until somebody collects it."""
+    with warnings.catch_warnings(record=True) as left:
+        warnings.simplefilter("always")
+        for tenths in range(5, 65):
+            async with open_store(f"{valkey_sentinels.url}?unsafe=allow&connect_timeout={tenths / 10_000}s") as store:
+                with suppress(StoreUnavailable):
+                    await store.load(fresh_key())
+            del store
+        gc.collect()
+    assert not [str(each.message) for each in left if issubclass(each.category, ResourceWarning)]
 
 
 async def test_turns_of_a_whole_app_go_through_it(server: valkey.Valkey) -> None:
