@@ -182,7 +182,7 @@ class Lane:
                     self._fail(self._queue, failure)
                     return
                 if task.cancelling():
-                    raise asyncio.CancelledError  # the driver loses some on its way to a connection; nobody would end this one
+                    return  # the driver loses a cancellation now and then while it connects, and nobody would end this connection
                 self._pause, self._not_before = _PAUSES[0], loop.time() + _PAUSES[0]
                 connection.socket_timeout = None  # the lane reads all the time; each call has its own patience
                 error = await self._carry(connection)
