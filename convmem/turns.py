@@ -392,9 +392,9 @@ class Turn:
         window, log = self.ledger.rules.window, self.log
         size = asked = _first_page(window) or 0
         decoded = last = self._decode(log)
-        while len(last.log.turns) == asked and len(log.turns) < log.head.turns and not self._is_full(decoded):
+        while last.log.size == asked and log.size < log.head.turns and not self._is_full(decoded):
             size *= _PAGE_GROWS
-            asked = size if window.turns is None else min(size, window.turns - len(log.turns))
+            asked = size if window.turns is None else min(size, window.turns - log.size)
             if asked <= 0:
                 break
             page = await self.ledger.store.load(self.key, turns=asked, before=log.entries[0].n)
@@ -416,13 +416,13 @@ class Turn:
         Of this turn an earlier attempt is left out, and of one that is replayed what is in `said`.
         """
         if log is not None:
-            return decode(log, without=None if self.replayed else self.id, name=self.key.digest)
+            return decode(log, without=None if self.replayed else self.id, key=self.key)
         if self._decoded is None or self._decoded.log is not self.log:
             self._decoded = self._decode(self.log)
         return self._decoded
 
     def _decode(self, log: Log) -> Decoded:
-        return decode(log, without=self.id, name=self.key.digest)
+        return decode(log, without=self.id, key=self.key)
 
     async def read(self) -> Log:
         """Return the whole log as it is now, whatever the window; this turn stands where it stood."""
@@ -483,11 +483,13 @@ class Turn:
     def _warn_if_said(self, item: Message | Edit) -> None:
         if not isinstance(item, Message) or not item.text:
             return
+        hidden: set[str] = set()
         for other in reversed(self.said):
             if isinstance(other, Edit):
                 if other.begins_anew:
                     return
-            elif (item.role, item.content) == (other.role, other.content):
+                hidden.update(other.ids)
+            elif _same_words(item, other) and other.id not in hidden:
                 msg = "The same text was appended twice in one turn; does an adapter append what the handler appends too?"
                 warnings.warn(msg, RepeatedTextWarning, stacklevel=6)
                 return
@@ -757,6 +759,11 @@ def _staged(item: Message | Edit, *, pins: bool) -> _Staged:
     if isinstance(item, Edit):
         return _Staged(item, encode_edit(item), pins)
     return _Staged(item, encode_message(item), item.role == "system")
+
+
+def _same_words(one: Message, other: Message) -> bool:
+    """Return whether the same was said twice; two calls may have the same result."""
+    return (one.role, one.content, one.tool_call_id) == (other.role, other.content, other.tool_call_id)
 
 
 def _limit(setting: str, allowed: int, actual: int) -> None:

@@ -227,13 +227,22 @@ class Log:
     @property
     def turns(self) -> tuple[LoadedTurn, ...]:
         """The entries as turns, oldest first, each with its state."""
-        return tuple(self._turn(turn, list(entries)) for turn, entries in groupby(self.entries, key=lambda stored: stored.entry.turn))
+        return tuple([self._turn(turn, tuple(entries)) for turn, entries in groupby(self.entries, _turn_of)])
 
-    def _turn(self, turn: str, entries: list[StoredEntry]) -> LoadedTurn:
+    @property
+    def size(self) -> int:
+        """How many turns the entries are."""
+        return sum(1 for _ in groupby(self.entries, _turn_of))
+
+    def _turn(self, turn: str, entries: tuple[StoredEntry, ...]) -> LoadedTurn:
         last = entries[-1].entry
         if last.closing:
-            return LoadedTurn(turn, tuple(entries), "complete")
-        return LoadedTurn(turn, tuple(entries), "running" if last.token == self.holder.token else "interrupted")
+            return LoadedTurn(turn, entries, "complete")
+        return LoadedTurn(turn, entries, "running" if last.token == self.holder.token else "interrupted")
+
+
+def _turn_of(stored: StoredEntry) -> str:
+    return stored.entry.turn
 
 
 @dataclass(frozen=True, slots=True)

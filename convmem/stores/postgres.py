@@ -66,7 +66,8 @@ class PostgresStore(Store):
         schema: Where the tables are; only letters, digits, ``_`` and ``-``.
         migrate: ``auto`` makes missing tables at the first call, ``check`` names them then, ``off`` does not look.
         timeout: How long a call may take, waiting for a connection included, before `StoreUnavailable`.
-        unsafe: A server that may lose acknowledged turns in a crash: ``warn`` once, ``refuse`` to use it, or ``allow`` it.
+        unsafe: A server that may lose acknowledged turns in a crash: ``warn`` once, ``refuse`` to use it
+            (a `ConfigurationError`: the app does not start), or ``allow`` it.
     """
 
     name: ClassVar[str] = "postgresql"
@@ -218,7 +219,11 @@ class PostgresStore(Store):
         return int((await self._database.run("sweep", "sweep", TOMBSTONE_LIFE, ADDRESSES_A_SWEEP))[0]["removed"])
 
     async def check(self) -> Health:
-        """See `Store.check`."""
+        """See `Store.check`.
+
+        Raises:
+            ConfigurationError: The server is set so that it may lose acknowledged turns, and `unsafe` is ``refuse``.
+        """
         row = (await self._database.run("check", "check"))[0]
         schema = self._database.rules.schema
         if row["written"] is None:
