@@ -53,6 +53,8 @@ ENTRIES_A_MESSAGE = 2
 """So many entries for each message asked for are looked at to find where a window begins; more are when that was not enough."""
 ADDRESSES_A_PAGE = 20
 """So many addresses for each conversation asked for are looked at by one page of a walk over all owners."""
+ADDRESSES_A_SWEEP = 500
+"""So many tombstones, and so many leases, are removed by one batch of a sweep at most."""
 
 
 class PostgresStore(Store):
@@ -212,6 +214,10 @@ class PostgresStore(Store):
             if not row["again"]:
                 return bool(row["wanted"] and row["existed"])
         raise StoreUnavailable(self.name, "delete", "the conversation never stood still; it was not deleted")
+
+    async def sweep(self) -> int:
+        """See `Store.sweep`. A lease goes two days after its last use, also where there is a conversation: the next turn makes it anew."""
+        return int((await self._database.run("sweep", "sweep", TOMBSTONE_LIFE, ADDRESSES_A_SWEEP))[0]["removed"])
 
     async def check(self) -> Health:
         """See `Store.check`.

@@ -191,6 +191,8 @@ class Lane:
         """Connect and carry calls, for as long as there are any or the connection stays."""
         error: BaseException = asyncio.CancelledError()
         loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
         try:
             while self._queue:
                 if self._not_before > loop.time():
@@ -206,6 +208,8 @@ class Lane:
                     error = failure
                     return
                 else:
+                    if task.cancelling():
+                        return  # the driver loses a cancellation now and then while it connects, and nobody would end this connection
                     self._pause, self._not_before = _PAUSES[0], loop.time() + _PAUSES[0]
                     connection.socket_timeout = None  # the lane reads all the time; each call has its own patience
                     await self._carry(_Link(connection))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator
 from typing import Self
@@ -12,6 +13,8 @@ import pytest_asyncio
 
 from tests.faults.proxy import Proxy
 from tests.faults.waiting import until
+from tests.servers.processes import HOST
+from tests.wheels.certificate import certificate
 
 
 @pytest.fixture
@@ -180,3 +183,39 @@ async def test_a_client_that_leaves_leaves_nothing_behind(proxy):
     async with Client(proxy) as client:
         await client.ask(b"hello\n")
     await until(lambda: proxy.open == 0, seconds=2)
+
+
+@pytest.mark.asyncio
+async def test_a_silent_connection_stays_open_and_carries_nothing_ever_again(proxy, arrived):
+    """What a firewall does that forgot it; neither side is told, and a new connection works."""
+    async with Client(proxy) as silent, Client(proxy):
+        await silent.ask(b"one\n")
+        proxy.silence()
+        silent.writer.write(b"two\n")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(silent.reader.read(1), 0.1)
+        assert proxy.open == 2
+        await proxy.mend()
+        silent.writer.write(b"three\n")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(silent.reader.read(1), 0.1)
+    async with Client(proxy) as other:
+        assert await other.ask(b"four\n") == b"FOUR\n"
+    assert arrived == [b"one\n", b"four\n"]
+
+
+@pytest.mark.asyncio
+async def test_it_ends_tls_in_front_of_a_server_that_has_none(tmp_path):
+    """The wheels' servers have none; an end of the server's is an end for the client too."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write((await reader.readline()).upper())
+        writer.close()
+
+    file, context = certificate(tmp_path)
+    server = await asyncio.start_server(answer, HOST, 0)
+    async with server, Proxy(HOST, server.sockets[0].getsockname()[1], context) as proxy:
+        reader, writer = await asyncio.open_connection(HOST, proxy.port, ssl=ssl.create_default_context(cafile=file))
+        writer.write(b"one\n")
+        assert await asyncio.wait_for(reader.read(), 2) == b"ONE\n"
+        writer.transport.abort()

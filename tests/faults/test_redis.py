@@ -24,6 +24,7 @@ from tests.faults.pods import Clients, Pod
 from tests.faults.waiting import until
 from tests.faults.workers import told
 from tests.faults.workload import key_of
+from tests.servers.processes import HOST
 from tests.wheels import valkey
 
 QUICK = "?connect_timeout=1s&timeout=1s&unsafe=allow"
@@ -189,6 +190,9 @@ UNACKNOWLEDGED = {"dirty-read", "lost-after-read"}
 """A primary shows what no replica has confirmed yet. Who had read that is refused when it is gone: see docs/explanation/faults.md."""
 
 
+CONFIRMED_BY = {"replicas": "&durability=replicas&replicas_timeout=0.3s", "none": "&durability=none"}
+
+
 @dataclass(frozen=True)
 class Failover:
     """What came of one.
@@ -198,6 +202,7 @@ class Failover:
         unaware: Those of them whose client came back and was not told.
         anomalies: All that is wrong.
         longest: Seconds the longest turn took.
+        recovered: Seconds from when the servers were ready again until each client had a turn stored.
         codes: What clients were told.
     """
 
@@ -205,6 +210,7 @@ class Failover:
     unaware: list[str]
     anomalies: list[Anomaly]
     longest: float
+    recovered: float
     codes: set[str]
 
 
@@ -228,13 +234,14 @@ async def fail_over(
             await come_back()
             since = time.monotonic()
             await clients.until_each_is_served(seconds=30)
+            recovered = time.monotonic() - since
             await clients.until(8, seconds=30)
             anomalies = await clients.judge(url)
     finally:
         for pod in pods:
             await pod.aclose()
     lost = {anomaly.detail for anomaly in anomalies if anomaly.name == "lost-turn"}
-    return Failover(lost, clients.unaware(lost, since), anomalies, clients.longest(), clients.codes())
+    return Failover(lost, clients.unaware(lost, since), anomalies, clients.longest(), recovered, clients.codes())
 
 
 def in_the_first_shard(count: int) -> list[str]:
@@ -260,7 +267,7 @@ async def cluster_failover(folder: Path, durability: str) -> Failover:
             await until(lambda: replica.info("role") == "master", seconds=15)
             await asyncio.to_thread(primary.start)
 
-        url = f"{cluster.url}{QUICK}&durability={durability}{'&replicas_timeout=0.3s' if durability == 'replicas' else ''}"
+        url = f"{cluster.url}{QUICK}{CONFIRMED_BY[durability]}"
         try:
             return await fail_over(url, folder, behind, die, come_back, conversations=in_the_first_shard(4))
         finally:
@@ -279,6 +286,49 @@ async def test_a_cluster_that_fails_over_loses_no_acknowledged_turn_when_a_repli
 async def test_twin_a_cluster_nobody_waits_for_is_found_to_lose_turns_and_clients_are_told(tmp_path):
     """The same failover with `durability=none`: acknowledged turns are gone, and not in silence."""
     failover = await cluster_failover(tmp_path / "history", "none")
+    assert failover.lost
+    assert "history_lost" in failover.codes
+    assert failover.unaware == []
+
+
+async def sentinel_failover(folder: Path, durability: str) -> Failover:
+    """Cut the one replica off and kill its primary; Sentinels promote the replica, and the dead server starts again as its replica."""
+    with started(valkey.Sentinels) as sentinels:
+        primary, replica = sentinels.data.primary, sentinels.data.replicas[0]
+
+        async def behind() -> None:
+            # Not paused, as in the cluster: Sentinels promote no server they had to do without a moment ago.
+            replica.ask("CONFIG", "SET", "masterauth", "not the password")
+            await asyncio.to_thread(primary.ask, "CLIENT", "KILL", "TYPE", "replica")
+
+        async def die() -> None:
+            assert replica.info("master_link_status") == "down"
+            primary.kill()
+
+        async def come_back() -> None:
+            await asyncio.to_thread(valkey.until, lambda: replica.info("role") == "master", 25)  # it hangs up on clients meanwhile
+            # Sentinels let a primary that comes back be one for eight seconds; who deploys it asks them first.
+            primary.options += ["--replicaof", f"{HOST} {replica.port}"]
+            await asyncio.to_thread(primary.start)
+
+        url = f"{sentinels.url}{QUICK}{CONFIRMED_BY[durability]}"
+        return await fail_over(url, folder, behind, die, come_back, conversations=[f"c{number}" for number in range(4)])
+
+
+@pytest.mark.asyncio
+async def test_sentinels_that_promote_a_replica_lose_no_acknowledged_turn_when_it_confirms_each(tmp_path):
+    """`durability=replicas`; and the same pods find the new primary by themselves, before anybody restarts them."""
+    failover = await sentinel_failover(tmp_path / "history", "replicas")
+    assert failover.longest > 0.6, "the replica was not cut off: nobody waited for it"
+    assert names(failover.anomalies) <= UNACKNOWLEDGED, told(failover.anomalies)
+    assert "history_lost" not in failover.codes
+    assert failover.recovered < 6
+
+
+@pytest.mark.asyncio
+async def test_twin_a_primary_behind_sentinels_nobody_waited_for_is_found_to_have_lost_turns_and_clients_are_told(tmp_path):
+    """The same failover with `durability=none`: acknowledged turns are gone, and not in silence."""
+    failover = await sentinel_failover(tmp_path / "history", "none")
     assert failover.lost
     assert "history_lost" in failover.codes
     assert failover.unaware == []

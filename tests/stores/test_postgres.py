@@ -233,6 +233,7 @@ async def test_no_verb_reads_a_table_from_end_to_end(postgres_wheel: PostgresWhe
         "list": "'', 'user:1', NULL, '', NULL, 51",
         "walk": "'', '', '', NULL, NULL, 1000",
         "delete": f"{uuid}, '', 'user:x', 's', 'mark', NULL, NULL, NULL, '30 d'",
+        "sweep": "'30 d', 500",
     }
     for name, values in arguments.items():
         await link.execute(f"PREPARE {name}_plan AS {statement(name, 'convmem')}")
@@ -953,6 +954,41 @@ async def test_dead_leases_and_old_tombstones_are_cleared_by_deletes(postgres_se
         rows = await link.fetch("SELECT epoch FROM convmem.convmem_conversation")
         await link.close()
         assert sorted(bool(row[0]) for row in rows) == [False, True]  # the newest tombstone, and what was kept
+        assert len(await kept.visible()) == 1
+
+
+@pytest.mark.asyncio
+async def test_a_sweep_removes_what_is_dead_in_batches(postgres_server: PostgresServer) -> None:
+    """Where nobody deletes, nothing else would; young tombstones stay, a locked row holds nobody up, and no batch is long."""
+    url = postgres_server.database()
+    async with PostgresStore.at(url) as store:
+        young, kept = fresh_key(), Writer(store)
+        await store.delete(young)
+        await kept.append()
+        link, other = await asyncpg.connect(url), await asyncpg.connect(url)
+        await link.execute(
+            "INSERT INTO convmem.convmem_conversation"
+            " (id, n, start, created, updated, turns, day, tenant, owner, session, epoch, entry, mark, deleted)"
+            " SELECT md5(g::text)::uuid, 0, 0, now(), now(), 0, current_date, '', 'user:' || g, 's', '', 'm', 'm', now() - interval '31 days'"
+            " FROM generate_series(1, 1200) AS g"
+        )
+        await link.execute(
+            "INSERT INTO convmem.convmem_lease (conversation, taken, until, n, day, token, epoch, entry)"
+            " SELECT md5(g::text)::uuid, now(), now() + (g - 700) * interval '1 day', 0, current_date - 3, 'token', '', ''"
+            " FROM generate_series(1, 710) AS g"
+        )
+        async with other.transaction():
+            await other.execute("UPDATE convmem.convmem_conversation SET deleted = deleted WHERE owner = 'user:7'")
+            removed = []
+            while number := await store.sweep():
+                removed.append(number)
+        assert sum(removed) == 1199 + 700
+        assert max(removed) <= 1000
+        assert (await store.sweep(), await store.sweep()) == (1, 0)
+        assert await link.fetchval("SELECT count(*) FROM convmem.convmem_lease WHERE until > now()") == 10
+        await link.close()
+        await other.close()
+        assert (await store.load(young)).deleted_at is not None
         assert len(await kept.visible()) == 1
 
 
