@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, cast
 
@@ -200,6 +201,17 @@ class Settings(BaseSettings):
         return cls(environ, **overrides)
 
     @classmethod
+    def at_hand(cls) -> Settings:
+        """Return the settings of the process's environment as it is now, made anew only when a variable is another one than before.
+
+        For what asks each time, such as `open_conversation`. Files of secrets are read each time.
+        """
+        environ = os.environ.copy()
+        if any(f"{types.variable_of(name)}_FILE" in environ for name in types.SECRETS):
+            return cls.from_environment(environ)
+        return _settings_of(frozenset(environ.items()))
+
+    @classmethod
     def settings_customise_sources(
         cls,
         settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic-settings's
@@ -347,6 +359,11 @@ class Settings(BaseSettings):
         if isinstance(value, StoreURL):
             return str(value.absolute())
         return format_duration(value) if isinstance(value, timedelta) else _plain_text(value)
+
+
+@lru_cache(maxsize=1)
+def _settings_of(environ: frozenset[tuple[str, str]]) -> Settings:
+    return Settings.from_environment(dict(environ))
 
 
 def open_store(url: str | StoreURL, *, namespace: str = "convmem", migrate: Literal["auto", "check", "off"] = "auto") -> Store:

@@ -264,8 +264,8 @@ class Connection(ABC):
         if turn is not None and not self._work.degraded:
             yield "revision", turn.head.revision
             yield "turns", turn.head.turns
-            yield "loaded", len(turn.log.turns)
-            yield "left-out", max(0, turn.log.head.turns - len(turn.log.turns))
+            yield "loaded", turn.log.size
+            yield "left-out", max(0, turn.log.head.turns - turn.log.size)
         yield "outcome", self._outcome_so_far(turn)
 
     def _outcome_so_far(self, turn: Turn | None) -> str:

@@ -87,7 +87,7 @@ class ConversationBusy(ConvmemError):
 
 
 class InvalidIdempotencyKey(ConvmemError, ValueError):
-    """The request names its turn by a key of another form than the header allows."""
+    """The request names its turn by a key of another form than the header allows; or a job names its turn by an empty one."""
 
     status = 400
     code = "invalid_idempotency_key"

@@ -1,4 +1,4 @@
-"""Idempotency: the name that an Idempotency-Key gives to a turn, and the fingerprint of the request it came with.
+"""Idempotency: the name that an Idempotency-Key, or a job, gives to a turn, and the fingerprint of the request it came with.
 
 After draft-ietf-httpapi-idempotency-key-header-07. The value is a string of structured fields (RFC 9651 §3.3.3); most clients send
 the bare key, which is taken for the same one.
@@ -47,6 +47,20 @@ def turn_of(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | None:
         msg = f'An idempotency key is a string in double quotes, as in "8e03978e-40d5", of 1 to {LONGEST_KEY} printable ASCII characters.'
         raise InvalidIdempotencyKey(msg)
     return f"key-{_digest(key.encode())}"
+
+
+def turn_of_job(key: str | None) -> str | None:
+    """Return the turn id that a job's own key stands for; None when it has none. It is never that of a client's key.
+
+    Raises:
+        InvalidIdempotencyKey: The key is empty: all jobs would be one.
+    """
+    if key is None:
+        return None
+    if not key:
+        msg = "idempotency_key is empty; use the id of the job, or None."
+        raise InvalidIdempotencyKey(msg)
+    return f"job-{_digest(key.encode('utf-8', 'surrogatepass'))}"
 
 
 class ReadAhead:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import secrets
 import time
+from binascii import b2a_base64
 from datetime import UTC, datetime
 
 _RANDOM_BITS = 62
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
 def new_id() -> str:
@@ -24,7 +25,7 @@ def new_id() -> str:
 
 def new_token() -> str:
     """Return 128 random bits as 22 characters of ``[A-Za-z0-9_-]``: lease tokens, epochs, delete marks."""
-    return secrets.token_urlsafe(16)
+    return b2a_base64(os.urandom(16), newline=False)[:22].translate(_URL_SAFE).decode("ascii")
 
 
 def time_of(identifier: str) -> datetime | None:

@@ -15,6 +15,7 @@ DEFAULT_SESSION = "default"
 OWNER_KINDS = ("user", "visitor", "header")
 RESERVED_OWNER = "convmem:"
 LONGEST_NAME = 512
+_PLAIN = re.compile(r"[A-Za-z0-9_.~:-]*")
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,17 @@ class SessionKey:
 
     def __post_init__(self) -> None:
         """Refuse what is not an address."""
-        for name in ("owner", "session_id", "tenant"):
-            if not isinstance(getattr(self, name), str):
-                msg = f"{name} must be a string, not {type(getattr(self, name)).__name__}."
+        parts: tuple[tuple[str, object], ...] = (("owner", self.owner), ("session_id", self.session_id), ("tenant", self.tenant))
+        for name, value in parts:
+            if not isinstance(value, str):
+                msg = f"{name} must be a string, not {type(value).__name__}."
                 raise InvalidIdentity(msg)
         kind, colon, identity = self.owner.partition(":")
         if kind not in OWNER_KINDS or not colon or not identity:
             msg = "An owner is user:<identity>, visitor:<id> or header:<id>; SessionKey.for_user(identity) builds a user's."
             raise InvalidIdentity(msg)
-        for name in ("owner", "tenant"):
-            if len(getattr(self, name).encode("utf-8", "surrogatepass")) > LONGEST_NAME:
+        for name, text in (("owner", self.owner), ("tenant", self.tenant)):
+            if 4 * len(text) > LONGEST_NAME and len(text.encode("utf-8", "surrogatepass")) > LONGEST_NAME:
                 msg = f"{name} is longer than {LONGEST_NAME} bytes; use the principal's id, not a document about it."
                 raise InvalidIdentity(msg)
         if not valid_session_id(self.session_id):
@@ -99,7 +101,7 @@ def valid_session_id(session_id: str | bytes) -> bool:
 
 
 def _ascii(text: str) -> str:
-    return quote(text.encode("utf-8", "surrogatepass"), safe=":")
+    return text if _PLAIN.fullmatch(text) else quote(text.encode("utf-8", "surrogatepass"), safe=":")
 
 
 def _text(ascii_text: str) -> str:

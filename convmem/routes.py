@@ -54,7 +54,7 @@ class Routes:
 
     def defers(self, path: str) -> bool:
         """Return whether the handler loads on this path."""
-        return any(pattern.fullmatch(path) for pattern in self._deferred)
+        return bool(self._deferred) and any(pattern.fullmatch(path) for pattern in self._deferred)
 
     def turn(self, method: str, path: str) -> tuple[bool, Policy | None]:
         """Return whether the request takes the lease, and by which policy; None is the one of the settings."""

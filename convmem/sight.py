@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from convmem import windows
+from convmem.keys import SessionKey
 from convmem.messages import Edit, Message, State, decode_body, edited
 from convmem.stores.base import Log, StoredEntry
 
@@ -29,7 +30,7 @@ class Decoded:
     def seen(self, edits: Sequence[Edit] = ()) -> tuple[tuple[windows.Turn, ...], tuple[Message, ...]]:
         """Return what edits have left of the turns, and of the pinned system messages; `edits` stand behind all of them."""
         pinned, *rest = edited([self.pinned, *(items for items, _ in self.turns), edits])
-        turns = tuple(windows.Turn(tuple(said), state) for said, (_, state) in zip(rest, self.turns, strict=False) if said)
+        turns = tuple([windows.Turn(tuple(said), state) for said, (_, state) in zip(rest, self.turns, strict=False) if said])
         return turns, tuple(message for message in pinned if message.role == "system")
 
     def behind(self, page: Decoded, log: Log) -> Decoded:
@@ -37,26 +38,28 @@ class Decoded:
         return Decoded(log, (*page.turns, *self.turns), page.pinned, (*page.corrupt, *self.corrupt))
 
 
-def decode(log: Log, *, without: str | None, name: str) -> Decoded:
+def decode(log: Log, *, without: str | None, key: SessionKey) -> Decoded:
     """Decode what was loaded.
 
     Args:
         log: It.
         without: A turn to leave out, because another attempt at it is under way, or it is shown as the present one.
-        name: The conversation's, for the log.
+        key: The conversation's, for the log.
     """
     corrupt: list[int] = []
-    decoded = [(turn.id, tuple(_items(turn.entries, corrupt)), turn.state) for turn in log.turns]
-    turns = tuple((items, state) for turn, items, state in decoded if turn != without)
-    pinned = tuple(_items(log.pinned, corrupt))
+    decoded = [(turn.id, _items(turn.entries, corrupt), turn.state) for turn in log.turns]
+    turns = tuple([(items, state) for turn, items, state in decoded if turn != without])
+    pinned = _items(log.pinned, corrupt)
     if corrupt:
-        logger.warning("conversation %s: entries %s cannot be decoded; the rest is loaded", name, corrupt)
+        logger.warning("conversation %s: entries %s cannot be decoded; the rest is loaded", key.digest, corrupt)
     return Decoded(log, turns, pinned, tuple(corrupt))
 
 
-def _items(entries: Iterable[StoredEntry], corrupt: list[int]) -> Iterable[Message | Edit]:
+def _items(entries: Iterable[StoredEntry], corrupt: list[int]) -> tuple[Message | Edit, ...]:
+    items: list[Message | Edit] = []
     for stored in entries:
         try:
-            yield from decode_body(stored.entry.body)
+            items += decode_body(stored.entry.body)
         except ValueError:
             corrupt.append(stored.n)
+    return tuple(items)

@@ -181,13 +181,13 @@ class Turn:
         self.replayed = False
         self.refused: ConvmemError | None = None
         self.ended = False
-        self._over = asyncio.Event()
+        self._over: asyncio.Event | None = None
         self._known: Head | None = None
         self._named = turn_id is not None
         self._kept_nowhere = not stored
         self._fingerprint = fingerprint
         self._token = new_token() if turn_id is None else f"{new_token()}.{turn_id}.{fingerprint}"
-        self._epoch = new_token()
+        self._fresh_epoch = ""
         self._inside = self._announced = False
         self._leased = False
         self._staged: list[_Staged] = []
@@ -202,6 +202,12 @@ class Turn:
         self._deadline = float("inf")
         self._decoded: Decoded | None = None
         self.meter = Meter(ledger.rules.window.counter)
+
+    @property
+    def _epoch(self) -> str:
+        """The life this turn begins, if it begins one: always the same, as a retry must be."""
+        self._fresh_epoch = self._fresh_epoch or new_token()
+        return self._fresh_epoch
 
     @property
     def messages(self) -> list[Message]:
@@ -392,9 +398,9 @@ class Turn:
         window, log = self.ledger.rules.window, self.log
         size = asked = _first_page(window) or 0
         decoded = last = self._decode(log)
-        while len(last.log.turns) == asked and len(log.turns) < log.head.turns and not self._is_full(decoded):
+        while last.log.size == asked and log.size < log.head.turns and not self._is_full(decoded):
             size *= _PAGE_GROWS
-            asked = size if window.turns is None else min(size, window.turns - len(log.turns))
+            asked = size if window.turns is None else min(size, window.turns - log.size)
             if asked <= 0:
                 break
             page = await self.ledger.store.load(self.key, turns=asked, before=log.entries[0].n)
@@ -416,13 +422,13 @@ class Turn:
         Of this turn an earlier attempt is left out, and of one that is replayed what is in `said`.
         """
         if log is not None:
-            return decode(log, without=None if self.replayed else self.id, name=self.key.digest)
+            return decode(log, without=None if self.replayed else self.id, key=self.key)
         if self._decoded is None or self._decoded.log is not self.log:
             self._decoded = self._decode(self.log)
         return self._decoded
 
     def _decode(self, log: Log) -> Decoded:
-        return decode(log, without=self.id, name=self.key.digest)
+        return decode(log, without=self.id, key=self.key)
 
     async def read(self) -> Log:
         """Return the whole log as it is now, whatever the window; this turn stands where it stood."""
@@ -456,12 +462,13 @@ class Turn:
 
     def _stage(self, said: Sequence[Message | Edit], *, limited: bool, pins: bool) -> None:
         staged = [_staged(item, pins=pins) for item in self._new(said)]
-        size = self._bytes + sum(len(one.encoded) for one in staged)
+        sizes = [len(one.encoded) for one in staged]
+        size = self._bytes + sum(sizes)
         if limited:
             rules = self.ledger.rules
-            _limit("CONVMEM_MAX_MESSAGE_BYTES", rules.max_message_bytes, max((len(one.encoded) for one in staged), default=0))
+            _limit("CONVMEM_MAX_MESSAGE_BYTES", rules.max_message_bytes, max(sizes, default=0))
             _limit("CONVMEM_MAX_TURN_BYTES", rules.max_turn_bytes, size)
-            more = sum(isinstance(one.item, Message) for one in staged)
+            more = len([one for one in staged if isinstance(one.item, Message)])
             _limit("CONVMEM_MAX_TURN_MESSAGES", rules.max_turn_messages, len(self.messages) + more)
         for one in staged:
             self._warn_if_said(one.item)
@@ -554,12 +561,12 @@ class Turn:
 
     async def close(self) -> None:
         """End the turn, whole. Errors as in `save`."""
-        if not self.ended:
+        if not self.ended and not self._ended_at_once(closing=True):
             await self.ledger.finish(self._end(closing=True))
 
     async def interrupt(self) -> None:
         """End the turn with what it has; it reads as interrupted. Errors as in `save`."""
-        if not self.ended:
+        if not self.ended and not self._ended_at_once(closing=False):
             await self.ledger.finish(self._end(closing=False))
 
     async def abandon(self) -> None:
@@ -567,15 +574,25 @@ class Turn:
         if not self.ended:
             self._take_staged()
             self._pending = None
-            await self.ledger.finish(self._end(closing=False))
+            if not self._ended_at_once(closing=False):
+                await self.ledger.finish(self._end(closing=False))
 
     async def over(self, patience: timedelta) -> bool:
         """Wait until the turn has ended, for so long at most; return whether it has."""
         if self.ended:
             return True
+        self._over = self._over or asyncio.Event()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._over.wait(), patience.total_seconds())
         return self.ended
+
+    def _ended_at_once(self, *, closing: bool) -> bool:
+        """End a turn that has nothing to store and no lease to give back, which takes no task; return whether it was one."""
+        at_work = self._leased or self._staged or self._pending or self._one_at_a_time.locked() or self.refused is not None
+        if at_work or (closing and self._stored):
+            return False
+        self._end_now()
+        return True
 
     async def _end(self, *, closing: bool) -> None:
         try:
@@ -591,7 +608,8 @@ class Turn:
         if self.ended:
             return
         self.ended = True
-        self._over.set()
+        if self._over is not None:
+            self._over.set()
         if self._beat is not None:
             self._beat.cancel()
         if self._announced:
@@ -704,8 +722,8 @@ class Turn:
             turn=self.id,
             token=self._token,
             epoch=head.epoch or self._epoch,
-            body=encode_messages(one.encoded for one in staged),
-            count=sum(isinstance(one.item, Message) for one in staged),
+            body=encode_messages([one.encoded for one in staged]),
+            count=len([one for one in staged if isinstance(one.item, Message)]),
             closing=closing,
             turns=turns,
             start=head.start,

@@ -116,9 +116,9 @@ def view(
     """
     seen = [turn for turn in turns if window.unfinished == "keep" or turn.state == "complete"]
     answers = list(takewhile(lambda message: message.role == "tool", present))
-    system = [*pinned, *(message for turn in seen for message in turn.messages if message.role == "system")]
     kept, cut = _newest(seen, window)
     if window.tokens is not None:
+        system = [*pinned, *(message for turn in seen for message in turn.messages if message.role == "system")]
         meter = meter or Meter(window.counter)
         budget = _Budget(meter, window.tokens - meter.total(present), system, window.unanswered)
         kept, cut_shorter = budget.newest(kept, answers)
@@ -221,6 +221,8 @@ def _is_in(message: Message, messages: list[Message]) -> bool:
 def _paired(messages: list[Message], unanswered: str, answers: list[Message] | None = None) -> list[Message]:
     """Return what is valid of these messages; results among `answers`, which stand behind them, count and are not returned."""
     answers = answers or []
+    if not answers and all(message.role != "tool" and not message.tool_calls for message in messages):
+        return messages
     said = [message for _, said in _exchanges(messages + answers, unanswered) for message in said]
     return [message for message in said if not _is_in(message, answers)] if answers else said
 

@@ -86,18 +86,26 @@ class Work:
             ConversationNotLoaded: Loading is deferred, and was not done.
             ConvmemError: Whatever kept the conversation from being loaded.
         """
-        with self.reporting():
-            self.touch()
-            if self.turn is None:
-                msg = "Loading is deferred on this route: `await conversation.load(owner=…, session_id=…)` before reading or appending."
-                raise ConversationNotLoaded(msg)
-            return self.turn
+        try:  # not `reporting`: every member of every conversation comes by here
+            if self.gate is not None:
+                self.gate.touch()
+            if self.turn is not None:
+                return self.turn
+            msg = "Loading is deferred on this route: `await conversation.load(owner=…, session_id=…)` before reading or appending."
+            raise ConversationNotLoaded(msg)
+        except ConvmemError as error:
+            self.note(error)
+            raise
 
     def touch(self) -> None:
         """Note that a handler has the conversation; raise what stands in the way of that."""
-        if self.gate is not None:
-            with self.reporting():
-                self.gate.touch()
+        if self.gate is None:
+            return
+        try:
+            self.gate.touch()
+        except ConvmemError as error:
+            self.note(error)
+            raise
 
     @contextmanager
     def reporting(self) -> Iterator[None]:

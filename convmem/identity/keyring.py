@@ -110,5 +110,5 @@ def _by_id(secrets: Sequence[bytes]) -> dict[str, bytes]:
 
 
 def _mac(key: bytes, purpose: str, parts: tuple[bytes, ...]) -> str:
-    message = b"".join(len(part).to_bytes(4, "big") + part for part in (purpose.encode(), *parts))
+    message = b"".join([len(part).to_bytes(4, "big") + part for part in (purpose.encode(), *parts)])
     return urlsafe_b64encode(hmac.digest(key, message, "sha256")).rstrip(b"=").decode("ascii")

@@ -15,7 +15,7 @@ from convmem.exceptions import (
     PrincipalConflict,
     SessionNotTrusted,
 )
-from convmem.identity.resolvers import ClientSource, FromHeader, FromUser, FromVisitor, Identity, Resolver, header_name, user_of
+from convmem.identity.resolvers import BUILT_IN, ClientSource, FromHeader, FromUser, FromVisitor, Identity, Resolver, header_name, user_of
 from convmem.identity.session_ids import is_issued
 from convmem.identity.sites import is_foreign_origin, is_own_site, withholds_cookie
 from convmem.identity.visitor import Rejection, TokenStatus, Visit, Visitors, new_visitor_id
@@ -131,7 +131,7 @@ class Resolved:
             scope: The one that was passed to the app, as it is now.
             owner: Whose conversation it is, when ``load(owner=...)`` said so; None takes the resolved owner.
         """
-        if not self._watches_user:
+        if not self._watches_user or scope.get("user") is None:
             return None
         now, owner = _user_now(scope), owner or self.owner
         if now in (None, self._user_before, owner):
@@ -178,6 +178,8 @@ class IdentityReader:
         self._knows_visitors = any(isinstance(each, FromVisitor) for each in self._who)
         self._watches_user = any(isinstance(each, FromUser) for each in self._who)
         self._vary = _vary(policy, (*self._who, *self._which), knows_visitors=self._knows_visitors)
+        self._usual = policy.who == ("user", "visitor") and not policy.resolvers and policy.session_from == ("header",)
+        self._telling = frozenset((self._trusted.name, self._visitors.header))
 
     @property
     def rejected_tokens(self) -> dict[Rejection, int]:
@@ -191,10 +193,30 @@ class IdentityReader:
         `InvalidIdentity` (a malformed or doubled id, two sources that differ, nobody known), `PrincipalConflict`, `SessionNotTrusted`,
         `CrossSite`, and any other `ConvmemError` of a resolver or of reading the key record. Other exceptions of a resolver pass through.
         """
+        visit = self._usual_visit(scope) if self._usual else None
+        if visit is not None and visit.token is not None:
+            return self._resolved(scope, owner=f"visitor:{visit.token.visitor_id}", source=visit.source, visit=visit)
         try:
             return await self._read(scope)
         except ConvmemError as error:
             return self._resolved(scope, refusal=error, names_session=False)
+
+    def _usual_visit(self, scope: Scope) -> Visit | None:
+        """Return the visit of what nearly every request is: one cookie header that was accepted before, and nothing else of identity.
+
+        None leaves it to `_read`, which says the same, and looks at everything.
+        """
+        if scope.get("user") is not None:
+            return None
+        cookies = None
+        for name, value in scope["headers"]:
+            if name == b"cookie":
+                if cookies is not None:
+                    return None
+                cookies = value
+            elif name in self._telling or (name == b"sec-fetch-site" and value == b"cross-site"):
+                return None
+        return None if cookies is None else self._visitors.again(scope, cookies)
 
     async def needs_existing(self, owner: str | None, session_id: str, tenant: str) -> bool:
         """Return whether only an existing conversation may have this id: under ``CLIENT_IDS=issued``, when it was not handed out.
@@ -343,7 +365,7 @@ class IdentityReader:
 
 
 async def _ask(resolve: Resolver, scope: Scope) -> Identity:
-    answer: object = await resolve(scope)
+    answer: object = resolve.look(scope) if isinstance(resolve, BUILT_IN) else await resolve(scope)
     if answer is None:
         return _NOTHING
     if isinstance(answer, Identity) and isinstance(answer.owner, str | None):

@@ -45,6 +45,10 @@ class FromUser:
     """See `from_user`."""
 
     async def __call__(self, scope: Scope) -> Identity | None:
+        """Return what `look` does."""
+        return self.look(scope)
+
+    def look(self, scope: Scope) -> Identity | None:
         """Return the signed-in user as owner; None when nobody is."""
         owner = user_of(scope)
         return None if owner is None else Identity(owner=owner)
@@ -54,7 +58,11 @@ class FromUser:
 class FromVisitor:
     """See `from_visitor`."""
 
-    async def __call__(self, scope: Scope) -> Identity | None:  # noqa: ARG002 - the form of every resolver
+    async def __call__(self, scope: Scope) -> Identity | None:
+        """Return what `look` does."""
+        return self.look(scope)
+
+    def look(self, scope: Scope) -> Identity | None:  # noqa: ARG002 - the form of every resolver
         """Return None: by itself it knows nobody."""
         return None
 
@@ -85,6 +93,10 @@ class FromHeader:
     name: bytes
 
     async def __call__(self, scope: Scope) -> Identity | None:
+        """Return what `look` does."""
+        return self.look(scope)
+
+    def look(self, scope: Scope) -> Identity | None:
         """Return the header's value as session id; None when it did not come."""
         return _which(single_header(scope, self.name), "header")
 
@@ -96,6 +108,10 @@ class FromQuery:
     name: bytes
 
     async def __call__(self, scope: Scope) -> Identity | None:
+        """Return what `look` does."""
+        return self.look(scope)
+
+    def look(self, scope: Scope) -> Identity | None:
         """Return the parameter's value as session id; None when it did not come."""
         values = query_values(scope, self.name)
         if len(values) > 1:
@@ -111,12 +127,18 @@ class FromPath:
     pattern: re.Pattern[str]
 
     async def __call__(self, scope: Scope) -> Identity | None:
+        """Return what `look` does."""
+        return self.look(scope)
+
+    def look(self, scope: Scope) -> Identity | None:
         """Return the part of the path at the placeholder as session id; None when the path has another form."""
         match = self.pattern.fullmatch(route_path(scope))
         return _which(match[1] if match else None, "path")
 
 
 ClientSource = FromHeader | FromQuery | FromPath
+BUILT_IN = (FromUser, FromVisitor, FromHeader, FromQuery, FromPath)
+"""Resolvers that wait for nothing: they have a `look`, which takes no coroutine."""
 
 
 def from_user() -> Resolver:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import groupby
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from convmem.keys import SessionKey
 
@@ -129,9 +129,49 @@ class Entry:
             msg = "An entry's id, turn, token and epoch are printable ASCII, and not empty; encode what a client sent."
             raise ValueError(msg)
 
+    @classmethod
+    def read(  # noqa: PLR0917 - the fields in their order, as stores keep them
+        cls,
+        id: str,  # noqa: A002 - the field's name
+        turn: str,
+        token: str,
+        epoch: str,
+        body: bytes,
+        count: int,
+        kind: Kind,
+        closing: bool,  # noqa: FBT001
+        turns: int,
+        start: int,
+        pinned: tuple[int, ...] = (),
+        hides: tuple[int, ...] = (),
+        format: int = ENTRY_FORMAT,  # noqa: A002
+        key_id: str = "",
+    ) -> Entry:
+        """Return an entry as a store has kept it: checked when it was stored, and not again.
+
+        A frozen object is filled field by field by `object.__setattr__`, and then checked; over a window of entries that takes longer
+        than everything else a load does in Python. So it is filled as an object of the same slots that is not frozen yet.
+        """
+        entry = _Unfrozen()
+        entry.id, entry.turn, entry.token, entry.epoch, entry.body, entry.count = id, turn, token, epoch, body, count
+        entry.kind, entry.closing, entry.turns, entry.start, entry.pinned, entry.hides = kind, closing, turns, start, pinned, hides
+        entry.format, entry.key_id = format, key_id
+        entry.__class__ = cls  # type: ignore[assignment]  # CPython and PyPy allow it where the slots are the same
+        return entry  # type: ignore[return-value]
+
     def head_at(self, n: int) -> Head:
         """Return the head this entry is, once it stands at position n."""
         return Head(self.epoch, n, self.id, self.turns, self.start, self.pinned)
+
+
+class _Unfrozen:
+    """An `Entry` that is being filled."""
+
+    __slots__ = Entry.__slots__
+
+    if TYPE_CHECKING:
+
+        def __setattr__(self, name: str, value: object, /) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,13 +267,24 @@ class Log:
     @property
     def turns(self) -> tuple[LoadedTurn, ...]:
         """The entries as turns, oldest first, each with its state."""
-        return tuple(self._turn(turn, list(entries)) for turn, entries in groupby(self.entries, key=lambda stored: stored.entry.turn))
+        turns: list[LoadedTurn] = []
+        entries, first = self.entries, 0
+        names = [stored.entry.turn for stored in entries]
+        for place, name in enumerate(names, 1):
+            if place == len(names) or names[place] != name:
+                turns.append(self._turn(entries[place - 1].entry, entries[first:place]))
+                first = place
+        return tuple(turns)
 
-    def _turn(self, turn: str, entries: list[StoredEntry]) -> LoadedTurn:
-        last = entries[-1].entry
+    @property
+    def size(self) -> int:
+        """How many turns the entries are."""
+        return sum(1 for _ in groupby([stored.entry.turn for stored in self.entries]))
+
+    def _turn(self, last: Entry, entries: tuple[StoredEntry, ...]) -> LoadedTurn:
         if last.closing:
-            return LoadedTurn(turn, tuple(entries), "complete")
-        return LoadedTurn(turn, tuple(entries), "running" if last.token == self.holder.token else "interrupted")
+            return LoadedTurn(last.turn, entries, "complete")
+        return LoadedTurn(last.turn, entries, "running" if last.token == self.holder.token else "interrupted")
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ from convmem.stores.postgres_connections import BorrowedConnections, Connections
 from convmem.stores.postgres_database import MOST_TRIES, Database, Rules, durability
 from convmem.stores.postgres_schema import Migrate, missing_tables
 
+_KINDS = {kind.value: kind for kind in Kind}
 ENTRIES_A_MESSAGE = 2
 """So many entries for each message asked for are looked at to find where a window begins; more are when that was not enough."""
 ADDRESSES_A_PAGE = 20
@@ -64,7 +65,8 @@ class PostgresStore(Store):
         schema: Where the tables are; only letters, digits, ``_`` and ``-``.
         migrate: ``auto`` makes missing tables at the first call, ``check`` names them then, ``off`` does not look.
         timeout: How long a call may take, waiting for a connection included, before `StoreUnavailable`.
-        unsafe: A server that may lose acknowledged turns in a crash: ``warn`` once, ``refuse`` to use it, or ``allow`` it.
+        unsafe: A server that may lose acknowledged turns in a crash: ``warn`` once, ``refuse`` to use it
+            (a `ConfigurationError`: the app does not start), or ``allow`` it.
     """
 
     name: ClassVar[str] = "postgresql"
@@ -212,7 +214,11 @@ class PostgresStore(Store):
         raise StoreUnavailable(self.name, "delete", "the conversation never stood still; it was not deleted")
 
     async def check(self) -> Health:
-        """See `Store.check`."""
+        """See `Store.check`.
+
+        Raises:
+            ConfigurationError: The server is set so that it may lose acknowledged turns, and `unsafe` is ``refuse``.
+        """
         row = (await self._database.run("check", "check"))[0]
         schema = self._database.rules.schema
         if row["written"] is None:
@@ -287,14 +293,14 @@ def _stored(epoch: str, row: Any) -> StoredEntry:
     _, n, stored, messages, turns, start, format_, closing, kind, entry, turn, token, key_id, pinned, hides, body = row
     return StoredEntry(
         n,
-        Entry(
+        Entry.read(
             entry,
             turn,
             token,
             epoch,
             body,
             messages,
-            Kind(kind),
+            _KINDS[kind],
             closing,
             turns,
             start,

@@ -56,6 +56,7 @@ Synchronous = Literal["normal", "full", "extra"]
 T = TypeVar("T")
 
 _POSITION_BITS = 32
+_KINDS = {kind.value: kind for kind in Kind}
 _ENTRY = "id, entry, turn, token, kind, closing, count, turns, start, pinned, hides, format, key_id, stored, body"
 _LISTED = "tenant, owner, session, turns, created, updated, expires, epoch, n, entry"
 _DURABILITY: dict[Synchronous, str] = {
@@ -411,14 +412,14 @@ def _stored(epoch: str, columns: tuple[Any, ...]) -> StoredEntry:
     identifier, entry, turn, token, kind, closing, count, turns, start, pinned, hides, format_, key_id, stored, body = columns
     return StoredEntry(
         identifier & (1 << _POSITION_BITS) - 1,
-        Entry(
+        Entry.read(
             entry,
             turn,
             token,
             epoch,
             body,
             count,
-            Kind(kind),
+            _KINDS[kind],
             bool(closing),
             turns,
             start,
@@ -571,8 +572,8 @@ def _walk(link: sqlite3.Connection, tenant: str | None, beyond: tuple[str, str, 
     """Go by address, along the unique index: what is written meanwhile keeps its place."""
     rows = link.execute(
         f"SELECT {_LISTED} FROM conversation"  # noqa: S608 - a constant
-        " WHERE (tenant, owner, session) > (?, ?, ?) AND tenant <= ? ORDER BY tenant, owner, session LIMIT ?",
-        (*(beyond or (tenant or "", "", "")), "\x7f" if tenant is None else tenant, _EXAMINED),
+        " WHERE (tenant, owner, session) > (?, ?, ?) AND tenant BETWEEN ? AND ? ORDER BY tenant, owner, session LIMIT ?",
+        (*(beyond or (tenant or "", "", "")), tenant or "", "\x7f" if tenant is None else tenant, _EXAMINED),
     ).fetchall()
     shown, last = _shown(rows, limit, until)
     return Page(shown, None if last is None else walk_cursor(last[:3]))
@@ -658,7 +659,7 @@ def _probe(link: sqlite3.Connection) -> None:
 
 
 def _positions(text: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in text.split(",")) if text else ()
+    return tuple(map(int, text.split(","))) if text else ()
 
 
 def _text(positions: tuple[int, ...]) -> str:

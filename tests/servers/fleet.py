@@ -1,9 +1,15 @@
-"""An app on several workers, whose model repeats the turn's name; and clients that repeat each turn until they have its answer."""
+"""An app on several workers, whose model repeats the turn's name; and clients that repeat each turn until they have its answer.
+
+`app_that_answers_first` makes the same app on a store that says *stored* and stores a moment later.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,12 +22,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from convmem import ConversationMiddleware, Message, get_conversation
+from convmem import ConversationMiddleware, Message, Settings, get_conversation
 from tests.faults.checker import Anomaly, check
 from tests.faults.history import Kind, Recorder, read_histories
+from tests.faults.plants import AnswersFirst
 from tests.faults.workload import Seen, elements_of
 
 # The app
+
+LONGEST_THOUGHT = 0.1
+"""Seconds between question and answer, so that a worker that dies dies in the middle of a turn as often as not."""
 
 
 async def turn(request: Request) -> Response:
@@ -36,12 +46,16 @@ async def turn(request: Request) -> Response:
 
         async def model() -> AsyncIterator[str]:
             conversation.append(Message.assistant(tool))
+            await asyncio.sleep(random.uniform(0, LONGEST_THOUGHT))
             yield answer
 
         return StreamingResponse(conversation.record(model()), headers=headers)
-    await conversation.save()
-    conversation.append(Message.assistant(tool), Message.assistant(answer))
-    facts = {"replayed": conversation.replayed, "seen": seen.elements, "unfinished": sorted(seen.unfinished)}
+    if not conversation.replayed:
+        await conversation.save()
+        await asyncio.sleep(random.uniform(0, LONGEST_THOUGHT))
+        conversation.append(Message.assistant(tool), Message.assistant(answer))
+    said = [message.text for message in conversation.new_messages]
+    facts = {"replayed": conversation.replayed, "said": said, "seen": seen.elements, "unfinished": sorted(seen.unfinished)}
     return JSONResponse(facts, headers=headers)
 
 
@@ -55,9 +69,13 @@ async def ready(request: Request) -> Response:
     return PlainTextResponse("ready")
 
 
-app = ConversationMiddleware(
-    Starlette(routes=[Route("/turn", turn, methods=["POST"]), Route("/history", history), Route("/", ready)]), paths=["/turn", "/history"]
-)
+routes = [Route("/turn", turn, methods=["POST"]), Route("/history", history), Route("/", ready)]
+app = ConversationMiddleware(Starlette(routes=routes), paths=["/turn", "/history"])
+
+
+def app_that_answers_first() -> ConversationMiddleware:
+    """Return the planted twin."""
+    return ConversationMiddleware(Starlette(routes=routes), store=AnswersFirst(Settings.from_environment().open_store()), paths=["/*"])
 
 
 # Its clients
@@ -91,13 +109,18 @@ class Caller:
 
     Attributes:
         pids: The workers that answered it.
+        tries: How many requests its turns took.
+        answers: Those whose last byte it saw.
+        unfound: Those of them that a later read of its own did not show exactly once.
     """
 
     def __init__(self, folder: Path, name: str, visitor: Visitor) -> None:
         """Open its record."""
         self.recorder, self.visitor, self.name = Recorder(folder, name), visitor, name
         self.pids: list[int] = []
-        self.turns = 0
+        self.answers: list[str] = []
+        self.unfound: set[str] = set()
+        self.turns = self.tries = 0
 
     def take(self, *, seconds: float = 40.0) -> None:
         """Take one turn, under its own Idempotency-Key, and repeat it until its answer has been seen whole."""
@@ -107,6 +130,7 @@ class Caller:
         asked = self.recorder.invoke(Kind.APPEND, self.visitor.name, turn=name, elements=elements_of(name))
         deadline = time.monotonic() + seconds
         while True:
+            self.tries += 1
             read = self.recorder.invoke(Kind.READ, self.visitor.name)
             answer = self._answer(path, name)
             if answer is not None and answer.status_code == 200:
@@ -115,14 +139,17 @@ class Caller:
             assert time.monotonic() < deadline, f"{name} has no answer: {answer and answer.text}"
             time.sleep(0.2)
         self.pids.append(int(answer.headers["x-pid"]))
-        if "stream" not in path and not answer.json()["replayed"]:
-            self._saw(read, answer.json())
         if "stream" in path:
             assert answer.text == elements_of(name)[-1]
+        else:
+            assert answer.json()["said"] == elements_of(name)
+            if not answer.json()["replayed"]:
+                self._saw(read, answer.json())
+        self.answers.append(elements_of(name)[-1])
         self.recorder.ok(asked)
 
     def read(self, *, final: bool = False) -> list[str]:
-        """Read everything there is; a server that is down is asked again."""
+        """Read everything there is, and look for all its answers; a server that is down is asked again."""
         deadline = time.monotonic() + 40
         while True:
             asked = self.recorder.invoke(Kind.READ, self.visitor.name, final=final)
@@ -130,6 +157,8 @@ class Caller:
                 answer = self.visitor.request("GET", "/history")
                 assert answer.status_code == 200, answer.text
                 self._saw(asked, answer.json())
+                seen = Counter(answer.json()["seen"])
+                self.unfound.update(text for text in self.answers if seen[text] != 1)
                 return list(answer.json()["seen"])
             assert time.monotonic() < deadline, "no server answers"
             time.sleep(0.2)

@@ -1,14 +1,15 @@
 """Several workers, in the ways people run them, some killed: whoever saw the last byte finds its answer, and nothing is there twice.
 
 Each client repeats a turn under its Idempotency-Key until it has the answer; what all were told is judged by the history checker.
+Each run draws another schedule of kills, and prints its seed: `--seed` repeats it.
 """
 
-import os
+import random
 import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from tests.faults.workers import told
 from tests.servers.commands import ROOT
 from tests.servers.fleet import Caller, Visitor, judge
 from tests.servers.processes import HOST, PYTHON, Server
+from tests.servers.schedule import Schedule, is_alive
+from tests.wheels import valkey
 
 APP = "tests.servers.fleet:app"
 KEY = {"CONVMEM_SECRET_KEY": "a key of thirty-two bytes or more."}
@@ -27,53 +30,127 @@ PLATFORMS = {
     "uvicorn-workers": ([[*UVICORN, "--workers", "4"]], KEY),
     "gunicorn": ([GUNICORN], KEY),
     "three-servers": ([UVICORN] * 3, KEY),
-    "three-servers-without-a-key": ([UVICORN] * 3, {}),
+    "three-servers-without-a-key": ([UVICORN] * 3, {}),  # the key is kept in the store
 }
-QUICK = ("uvicorn-workers", "three-servers-without-a-key")
+STORES = ("sqlite", "redis", "postgresql")
+QUICK = {
+    ("uvicorn-workers", "sqlite"),
+    ("three-servers-without-a-key", "sqlite"),
+    ("gunicorn", "redis"),
+    ("three-servers", "postgresql"),
+}
 
 
-@pytest.fixture(params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.all_only) for name in PLATFORMS])
+@contextmanager
+def a_store(name: str, request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
+    """Return the URL of an empty store of that kind, its server running."""
+    if name == "sqlite":
+        yield f"sqlite:///{folder}/convmem.db?busy_timeout=30s"
+    elif name == "redis":
+        with valkey.folder() as data, valkey.server(Path(data)) as server:
+            yield server.url
+    else:
+        yield request.getfixturevalue("postgres_server").database() + "?unsafe=allow&timeout=30s"
+
+
+@pytest.fixture(params=[pytest.param(name, marks=() if name == "sqlite" else pytest.mark.all_only) for name in STORES])
+def url(request, tmp_path) -> Iterator[str]:
+    """Return each kind of store in turn."""
+    with a_store(request.param, request, tmp_path) as url:
+        yield url
+
+
+@pytest.fixture(
+    params=[
+        pytest.param((platform, store), marks=() if (platform, store) in QUICK else pytest.mark.all_only, id=f"{platform}-{store}")
+        for platform in PLATFORMS
+        for store in STORES
+    ]
+)
 def servers(request, tmp_path) -> Iterator[list[Server]]:
-    """Start one platform on a file."""
-    commands, env = PLATFORMS[request.param]
+    """Start one platform on one store."""
+    platform, store = request.param
+    commands, env = PLATFORMS[platform]
     with ExitStack() as stack:
-        started = [Server(argv, environment(tmp_path, env), cwd=ROOT) for argv in commands]
+        url = stack.enter_context(a_store(store, request, tmp_path))
+        started = [Server(argv, environment(url, env), cwd=ROOT) for argv in commands]
         for server in started:
             stack.callback(server.close)
-            server.start()
+            server.start(wait=None)
+        for server in started:
+            server.wait_until_it_answers()
         yield started
 
 
-def environment(folder: Path, env: dict[str, str]) -> dict[str, str]:
-    return {"CONVMEM_STORE": f"sqlite:///{folder}/convmem.db?busy_timeout=30s", "CONVMEM_LEASE": "1s", **env}
+def environment(url: str, env: dict[str, str]) -> dict[str, str]:
+    """Return the settings; a key that is kept in a store on the network has to be asked for."""
+    asked = {} if url.startswith("sqlite:") else {"CONVMEM_SECRET_KEY": "store"}
+    return {"CONVMEM_STORE": url, "CONVMEM_LEASE": "1s", "CONVMEM_WINDOW_TURNS": "none", **asked, **env}
 
 
-def test_workers_are_killed_and_every_turn_is_there_once(servers, tmp_path):
-    """Two conversations, two clients each; every few turns a worker dies with -9 in the middle of whatever it does."""
+def test_workers_are_killed_and_stopped_at_random_and_every_turn_is_there_once(servers, seed, longer, tmp_path):
+    """Two conversations, two clients each, in whose turns workers die with -9 and stand still past their lease.
+
+    Whoever saw the last byte of an answer finds it in every later read, from whichever worker: by the client's own records, and by
+    the checker's.
+    """
     folder = tmp_path / "history"
     folder.mkdir()
     visitors = [Visitor(f"c{i}", [server.url for server in servers]) for i in range(2)]
-    for visitor in visitors:
-        Caller(folder, f"first-{visitor.name}", visitor).take()
+    first = [Caller(folder, f"first-{visitor.name}", visitor) for visitor in visitors]
+    for caller in first:
+        caller.take()
     callers = [Caller(folder, f"p{i}", visitors[i % 2]) for i in range(4)]
+    kills, stops = (9, 3) if longer else (3, 1)
+    schedule = Schedule(
+        seed,
+        servers,
+        lambda: {pid for caller in (*first, *callers) for pid in caller.pids[-1:]},
+        seconds=1.2 * kills,
+        kills=kills,
+        stops=stops,
+    )
 
     def run(caller: Caller) -> None:
-        for turn in range(8):
+        chance = random.Random(f"{seed} {caller.name}")
+        while not befallen.done() or caller.turns < 4:
             caller.take()
-            if turn % 3 == 2:
+            if chance.random() < 1 / 2:
                 caller.read()
+        caller.read()
 
-    with ThreadPoolExecutor(len(callers)) as pool:
-        running = [pool.submit(run, caller) for caller in callers]
-        for kill in range(2):
-            while sum(caller.turns for caller in callers) < 8 * (kill + 1) and not all(done.done() for done in running):
-                time.sleep(0.02)
-            kill_a_worker(servers, callers[kill].pids[-1])
-        for done in running:
-            done.result(timeout=90)
-    assert len({pid for caller in callers for pid in caller.pids}) >= 3
+    began = time.monotonic()
+    with ThreadPoolExecutor(len(callers) + 1) as pool:
+        befallen = pool.submit(schedule.run)
+        for done in [befallen, *[pool.submit(run, caller) for caller in callers]]:
+            done.result(timeout=120)
+    took = time.monotonic() - began
     anomalies = judge(folder, visitors)
+    workers = {pid for caller in (*first, *callers) for pid in caller.pids}
+    killed = workers.intersection(schedule.struck[signal.SIGKILL])
+    turns, tries = sum(caller.turns for caller in callers), sum(caller.tries for caller in callers)
+    print(f"{turns} turns in {tries} tries from {len(workers)} workers, of which {len(killed)} were killed, in {took:.1f} s")
     assert not anomalies, told(anomalies)
+    assert {caller.name: caller.unfound for caller in callers if caller.unfound} == {}
+    assert [len(struck) for struck in schedule.struck.values()] == [kills, stops]
+    assert killed, "nobody was killed who had answered"
+
+
+def test_twin_a_server_that_answers_before_it_stores_is_found_by_the_client_that_saw_the_last_byte(tmp_path):
+    """The same client, whose worker is killed as soon as it has answered: its own records say what is gone, and so does the checker."""
+    folder = tmp_path / "history"
+    folder.mkdir()
+    argv = [part if part != APP else f"{APP}_that_answers_first" for part in [*UVICORN, "--factory"]]
+    with Server(argv, environment(f"sqlite:///{tmp_path}/convmem.db", KEY), cwd=ROOT) as server:
+        visitor = Visitor("c0", [server.url])
+        caller = Caller(folder, "p0", visitor)
+        caller.take()
+        server.kill()
+        server.start()
+        caller.read()
+        anomalies = judge(folder, [visitor])
+    assert caller.unfound == set(caller.answers)
+    assert names(anomalies) & {"lost-turn", "lost-part-of-turn"}, told(anomalies)
 
 
 def test_twin_servers_that_each_have_a_memory_of_their_own_are_found_to_forget(tmp_path):
@@ -90,22 +167,11 @@ def test_twin_servers_that_each_have_a_memory_of_their_own_are_found_to_forget(t
     assert found & {"lost-turn", "read-your-writes"}, found
 
 
-def kill_a_worker(servers: list[Server], pid: int) -> None:
-    """Kill the worker that answered last; a server that is its own worker is started again."""
-    for server in servers:
-        if server.pid == pid:
-            server.kill()
-            server.start()
-            return
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def test_a_fresh_process_for_every_request_is_the_same_memory(tmp_path):
+def test_a_fresh_process_for_every_request_is_the_same_memory(url, tmp_path):
     """As on a platform that starts one for each: nothing a process remembers is needed."""
     folder = tmp_path / "history"
     folder.mkdir()
-    with Server(UVICORN, environment(tmp_path, {}), cwd=ROOT) as server:
+    with Server(UVICORN, environment(url, {}), cwd=ROOT) as server:
         visitor = Visitor("c0", [server.url])
         caller = Caller(folder, "p0", visitor)
         for _ in range(3):
@@ -117,14 +183,14 @@ def test_a_fresh_process_for_every_request_is_the_same_memory(tmp_path):
     assert not anomalies, told(anomalies)
 
 
-def test_a_development_server_that_reloads_between_turns_forgets_nothing(tmp_path):
+def test_a_development_server_that_reloads_between_turns_forgets_nothing(url, tmp_path):
     """`--reload`: each edit of the code is a new process."""
     folder, watched = tmp_path / "history", tmp_path / "watched"
     folder.mkdir()
     watched.mkdir()
     (watched / "app.py").touch()
     argv = [*UVICORN, "--reload", "--reload-dir", str(watched)]
-    with Server(argv, environment(tmp_path, {}), cwd=ROOT) as server:
+    with Server(argv, environment(url, {}), cwd=ROOT) as server:
         visitor = Visitor("c0", [server.url])
         caller = Caller(folder, "p0", visitor)
         for edit in range(2):
@@ -135,15 +201,6 @@ def test_a_development_server_that_reloads_between_turns_forgets_nothing(tmp_pat
         assert len(set(caller.pids)) == 3
         anomalies = judge(folder, [visitor])
     assert not anomalies, told(anomalies)
-
-
-def is_alive(pid: int) -> bool:
-    """Return whether a process runs, and is not only waiting to be collected by its parent."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2]
-    except FileNotFoundError:
-        return False
-    return not state.startswith("Z")
 
 
 def wait_for_another_worker(server: Server, pid: int) -> None:

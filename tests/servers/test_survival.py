@@ -46,7 +46,8 @@ def test_a_worker_killed_in_the_middle_of_a_stream_loses_no_question(settings, t
     with server("uvicorn", "plain", settings) as process, httpx.Client(base_url=process.url, timeout=15) as client:
         owner = client.post("/chat", content="hi").json()["owner"]
         with client.stream("POST", "/stream?seconds=30") as answer:
-            assert next(answer.iter_text()) == "first "
+            pieces = answer.iter_text()  # kept: an iterator that is dropped closes the connection
+            assert next(pieces) == "first "
             process.kill()
         process.start()
         answer = client.post("/chat", content="again").json()

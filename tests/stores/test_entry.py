@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import inspect
+import pickle
+from dataclasses import FrozenInstanceError, astuple, fields, replace
 
 import pytest
 
-from convmem.stores.base import Entry, Head
+from convmem.stores.base import Entry, Head, Kind
 
 ENTRY = Entry("id", "turn", "token", "epoch")
 
@@ -29,3 +31,24 @@ def test_a_revision_names_its_head_again() -> None:
     """A client that echoes it is understood, for a conversation that is there and for one that is not."""
     for head in (Head(), Head(id="mark"), Head("epoch", 7, "id")):
         assert Head.of_revision(head.revision) == head
+
+
+def test_an_entry_read_back_is_the_entry() -> None:
+    """A store makes it without the checks; nothing else may tell the two apart, and nobody may change it."""
+    whole = Entry("id", "turn", "token", "epoch", b"[1]", 1, Kind.EDIT, True, 4, 3, (1,), (2,), 7, "key")
+    read = Entry.read(*astuple(whole))
+    assert (read, hash(read), repr(read), type(read)) == (whole, hash(whole), repr(whole), Entry)
+    assert pickle.loads(pickle.dumps(read)) == whole
+    assert replace(read, id="other") == replace(whole, id="other")
+    with pytest.raises(FrozenInstanceError):
+        read.id = "changed"  # type: ignore[misc]
+
+
+def test_an_entry_is_read_back_in_the_order_of_its_fields() -> None:
+    """Stores pass columns by position."""
+    assert list(inspect.signature(Entry.read).parameters) == [each.name for each in fields(Entry)]
+
+
+def test_an_entry_that_is_read_back_is_not_checked_again() -> None:
+    """What an older version has stored is still there, whatever is refused now."""
+    assert Entry.read("", "é", "t", "e", b"", 0, Kind.TURN, False, 0, 0).turn == "é"

@@ -10,21 +10,23 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from redis.asyncio import Redis, RedisCluster
+from redis.asyncio import Connection, ConnectionPool, Redis, RedisCluster
 
 from convmem import ConfigurationError, Message, RedisStore, SessionKey, Store, StoreUnavailable, open_conversation, open_store
 from convmem.identifiers import new_id, new_token
 from convmem.messages import encode_message, encode_messages
 from convmem.stores.base import TOMBSTONE_LIFE, Entry, Head, Kind, Lease, Outcome
 from convmem.stores.redis import UnsafeRedisWarning
+from convmem.stores.redis_layout import Keys
 from convmem.stores.redis_server import Report
 from convmem.stores.redis_wire import Patience
 from convmem.testing import Writer
 from convmem.testing.writer import LONG, PAST_SHORT, SHORT, fresh_key
-from tests.servers.processes import HOST
+from tests.servers.processes import HOST, free_port
 from tests.wheels import valkey
 from tests.wheels.proxy import Proxy, certificate
 
@@ -514,6 +516,44 @@ class TestOutages:
                 for writer, load in list(zip(writers, loads, strict=True))[1::2]:
                     assert load.result().head == writer.head
 
+    async def test_a_reply_is_never_handed_to_a_call_on_another_connection(self, server: valkey.Valkey) -> None:
+        """A connection that is slow to close must not leave calls behind: the next reply would be somebody else's history."""
+        async with Proxy(server.port) as proxy, at(server.port) as direct:
+            writers = [await grown(direct, number) for number in range(1, 9)]
+            pool = ConnectionPool(connection_class=SlowToClose, host=HOST, port=proxy.port)
+            async with RedisStore(Redis(connection_pool=pool), patience=Patience(connect=1, reply=0.2)) as store:
+                await store.load(writers[0].key)
+                proxy.silence()
+                lost = []
+                for _ in range(6):  # each runs out of patience at a moment of its own
+                    lost.append(asyncio.ensure_future(store.append(writers[0].key, writers[0].head, writers[0].entry())))
+                    await asyncio.sleep(0.03)
+                assert all(isinstance(error, StoreUnavailable) for error in await asyncio.gather(*lost, return_exceptions=True))
+                for _ in range(3):
+                    logs = await asyncio.gather(*(store.load(writer.key) for writer in writers))
+                    assert [log.head for log in logs] == [writer.head for writer in writers]
+
+    async def test_a_demoted_primary_is_left_without_a_lost_call(self, server: valkey.Valkey) -> None:
+        """A failover behind one name: each call is told READONLY, and all of them wait for the new primary together."""
+        async with at(server.port, connect_timeout="5s") as store:
+            writers = [await grown(store, 1) for _ in range(40)]
+            server.ask("REPLICAOF", HOST, free_port())
+            offers = []
+            for writer in writers:
+                offers.append(asyncio.ensure_future(writer.offer()))
+                await asyncio.sleep(0.002)
+            server.ask("REPLICAOF", "NO", "ONE")
+            assert {answer.outcome for answer in await asyncio.gather(*offers)} == {Outcome.STORED}
+
+
+class SlowToClose(Connection):
+    """A connection that takes its time to close, as one does whose closing somebody watches."""
+
+    async def disconnect(self, *args: Any, **kwargs: Any) -> None:
+        """Close in a while."""
+        await asyncio.sleep(0.1)
+        await super().disconnect(*args, **kwargs)
+
 
 class TestServers:
     """What a server is, and how it is reached."""
@@ -616,6 +656,20 @@ class TestServers:
         for key in keys:
             assert re.fullmatch(rb"convmem:(o:[\w.~%:-]*/[\w.~%:-]+|[ce]:\{[\w.~%:-]*/[\w.~%:-]+/[\w-]+\})", key), key
 
+    @pytest.mark.parametrize("namespace", ["", "a*", "a[1]", "{a}", "a{", "a:o", "a b", "\u00e4"])
+    async def test_a_namespace_means_nothing_else(self, namespace: str) -> None:
+        """A brace moves conversations to one slot, or tears them apart; with a pattern's character a walk finds nothing."""
+        with pytest.raises(ValueError, match="namespace is"):
+            RedisStore(Redis(), namespace=namespace)
+
+    async def test_a_server_that_forbids_the_walk_says_so(self, server: valkey.Valkey) -> None:
+        """A list of its users is not always for an app to see: that is the store's error, with the server's words."""
+        server.ask("ACL", "SETUSER", "limited", "on", ">secret", "~*", "+@all", "-scan")
+        async with open_store(f"redis://limited:secret@{HOST}:{server.port}") as store:
+            await Writer(store).append()
+            with pytest.raises(StoreUnavailable, match="refuses to be walked through"):
+                await store.list(None)
+
     async def test_everything_of_a_namespace_begins_with_it(self, server: valkey.Valkey) -> None:
         """Two apps share a server: neither sees the other's conversations, nor walks through them."""
         one, other = (open_store(f"redis://{HOST}:{server.port}", namespace=name) for name in ("one", "other"))
@@ -672,6 +726,19 @@ class TestIndex:
                 assert not caught.value.unknown
                 assert (await store.load(writer.key)).head == Head()
                 await client.aclose()
+
+    @pytest.mark.parametrize("protocol", [2, 3])
+    async def test_a_deleted_conversation_leaves_its_owners_index(self, valkey_cluster: valkey.Cluster, protocol: int) -> None:
+        """Where the index is on another node, and by a protocol in which a score is no text: no session id stays behind."""
+        async with (
+            open_store(f"{valkey_cluster.url}?protocol={protocol}") as store,
+            RedisCluster(host=HOST, port=valkey_cluster.primaries[0].port) as raw,
+        ):
+            writer = await grown(store, 2)
+            index = Keys("convmem").index(writer.key)
+            assert await raw.zcard(index) == 1
+            assert await store.delete(writer.key)
+            assert await raw.zcard(index) == 0
 
     async def test_a_list_drops_what_was_never_stored_once_nobody_can_be_storing_it(self, valkey_cluster: valkey.Cluster) -> None:
         """A leftover of a crash is hidden at once, and goes when no append can be on its way any more."""
@@ -838,6 +905,27 @@ async def test_a_slot_that_moves_is_followed(tmp_path: Path) -> None:
             assert len(await writer.visible()) == 6
 
 
+async def test_nodes_that_do_not_agree_yet_who_has_a_slot_are_asked_again(tmp_path: Path) -> None:
+    """At the end of a move the old node says where the slot went, and for a moment the new one has not heard of it."""
+    with valkey.Cluster(tmp_path) as cluster:
+        async with open_store(cluster.url) as store:
+            writer = Writer(store)
+            await store.load(writer.key)
+            client = RedisCluster(host=HOST, port=cluster.primaries[0].port)
+            await client.initialize()
+            row = f"convmem:c:{{{'/'.join(writer.key.path)}}}"
+            slot = client.keyslot(row)
+            source = next(node for node in cluster.primaries if node.port == port_of(client, row))
+            target = next(node for node in cluster.primaries if node is not source)
+            await client.aclose()
+            name = target.ask("CLUSTER", "MYID")
+            source.ask("CLUSTER", "SETSLOT", slot, "NODE", name)
+            offered = asyncio.ensure_future(writer.offer())
+            await asyncio.sleep(0.3)
+            target.ask("CLUSTER", "SETSLOT", slot, "NODE", name)
+            assert (await offered).outcome is Outcome.STORED
+
+
 async def test_a_cluster_and_its_app_go_on_after_a_failover(tmp_path: Path) -> None:
     """The node of a conversation dies for good; its replica takes over, and with a replica confirmed nothing is lost."""
     with valkey.Cluster(tmp_path) as cluster:
@@ -850,6 +938,32 @@ async def test_a_cluster_and_its_app_go_on_after_a_failover(tmp_path: Path) -> N
             next(node for node in cluster.primaries if node.port == port).kill()
             log = await store.load(writer.key)
             assert log.head == writer.head
+
+
+async def test_a_worker_that_starts_while_a_node_is_down_serves_and_finds_the_new_one(tmp_path: Path) -> None:
+    """Pods are moved just when something is down: the rest of the cluster is served at once, and all of it after the failover."""
+    with valkey.Cluster(tmp_path) as cluster:
+        async with open_store(cluster.url) as store:
+            writers = [await grown(store, 1) for _ in range(30)]
+        cluster.primaries[1].kill()
+        async with open_store(f"{cluster.url}?unsafe=allow") as store:
+            with pytest.raises(StoreUnavailable):
+                await store.check()
+            loads = await asyncio.gather(*(store.load(writer.key) for writer in writers), return_exceptions=True)
+            assert any(not isinstance(log, BaseException) for log in loads)
+            async with asyncio.timeout(20):
+                while any(isinstance(log, StoreUnavailable) for log in loads):
+                    await asyncio.sleep(0.1)
+                    loads = await asyncio.gather(*(store.load(writer.key) for writer in writers), return_exceptions=True)
+            assert [log.head for log in loads if not isinstance(log, BaseException)] == [writer.head for writer in writers]
+
+
+async def test_a_cluster_named_as_one_server_is_a_sentence(valkey_cluster: valkey.Cluster) -> None:
+    """Some keys would work there and some not: that is for the start to say."""
+    async with open_store(valkey_cluster.primaries[0].url) as store:
+        for call in (store.check, Writer(store).append):
+            with pytest.raises(ConfigurationError, match=r"redis\+cluster://"):
+                await call()
 
 
 async def test_sentinels_name_the_new_primary(tmp_path: Path) -> None:

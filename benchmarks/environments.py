@@ -1,0 +1,75 @@
+"""The environments the systems run in: peers pin versions that clash, with each other and with what convmem is tested with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+from convmem import bootstrap
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HOME = bootstrap.CHECKOUT / ".venv-bench"
+REQUIREMENTS = {
+    "own": (*(("-c", str(bootstrap.CONSTRAINTS)) if bootstrap.CONSTRAINTS.exists() else ()), "-e", f"{bootstrap.CHECKOUT}[all]", "uvloop"),
+    "langchain": (
+        "langchain-community",
+        "langchain-postgres",
+        "langgraph",
+        "langgraph-checkpoint-postgres",
+        "langgraph-checkpoint-sqlite",
+        "psycopg[binary]",
+        "redis[hiredis]",
+        "uvloop",
+    ),
+    "llamaindex": (
+        "llama-index-core",
+        "llama-index-storage-chat-store-postgres",
+        "llama-index-storage-chat-store-redis",
+        "psycopg[binary]",
+        "redis[hiredis]",
+        "uvloop",
+    ),
+    "agents": ("openai-agents[redis,sqlalchemy]", "aiosqlite", "asyncpg", "redis[hiredis]", "starsessions", "starlette", "uvloop"),
+}
+_SHOWN = (
+    "convmem", "redis", "hiredis", "asyncpg", "psycopg", "aiosqlite", "sqlalchemy", "uvloop", "langchain-core", "langchain-community",
+    "langchain-postgres", "langgraph", "langgraph-checkpoint-postgres", "langgraph-checkpoint-sqlite", "llama-index-core",
+    "llama-index-storage-chat-store-postgres", "llama-index-storage-chat-store-redis", "openai-agents", "starsessions",
+)  # fmt: skip
+
+
+def make(name: str) -> Path:
+    """Return the Python of an environment, made now if it is missing or other things are asked for.
+
+    Raises:
+        BootstrapError: It cannot be made.
+    """
+    home = HOME / name
+    requirements = REQUIREMENTS[name]
+    stamp = hashlib.sha256(json.dumps(requirements).encode()).hexdigest()
+    python, mark = bootstrap.python_of(home), home / "stamp"
+    if not (python.exists() and mark.exists() and mark.read_text() == stamp):
+        HOME.mkdir(exist_ok=True)
+        tools = bootstrap.Tools()
+        tools.make_venv(home)
+        tools.install(home, *requirements)
+        mark.write_text(stamp)
+    return python
+
+
+def versions(python: Path) -> dict[str, str]:
+    """Return what is installed there, of what decides the figures."""
+    code = (
+        "import importlib.metadata as m, json, sqlite3, sys\n"
+        "found = {'python': sys.version.split()[0], 'sqlite': sqlite3.sqlite_version}\n"
+        f"for name in {_SHOWN!r}:\n"
+        "    try: found[name] = m.version(name)\n"
+        "    except m.PackageNotFoundError: pass\n"
+        "print(json.dumps(found))"
+    )
+    found: dict[str, Any] = json.loads(subprocess.run([str(python), "-c", code], capture_output=True, check=True).stdout)
+    return found

@@ -1,0 +1,105 @@
+"""convmem itself, at each of its doors: the store, a conversation, and a request through the middleware without a server."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.still import SECRET, Sink, ask, request_scope
+from benchmarks.workload import WINDOW, System, answer, question
+from convmem import ConversationMiddleware, Message, SessionKey, Settings, Window, current_conversation, from_callable, open_store
+from convmem.access import open_conversation
+from convmem.identifiers import new_id, new_token
+from convmem.messages import encode_message, encode_messages
+from convmem.stores.base import Entry, Head, Lease, Outcome
+from convmem.stores.sqlite import SQLiteStore
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from convmem import Store
+
+_LEASE = timedelta(seconds=8)
+
+
+def _entry(head: Head, token: str) -> Entry:
+    said = encode_messages(map(encode_message, (Message.user(question()), Message.assistant(answer()))))
+    return Entry(new_id(), new_id(), token, head.epoch or new_token(), said, count=2, closing=True, turns=head.turns + 1, start=head.start)
+
+
+class ThroughStore(System):
+    """`Store.load` with the lease, `Store.append` that releases it: two calls, and no message is decoded."""
+
+    async def open(self) -> None:
+        """Open the store."""
+        place = self.place if "://" in self.place else f"sqlite:///{self.place}/convmem.db"
+        self.store: Store = open_store(place)
+        await self.store.check()
+
+    async def fill(self, session: str, messages: int) -> None:
+        """Append turn after turn; a file is not flushed after each."""
+        store = SQLiteStore(Path(self.place) / "convmem.db", synchronous="normal") if "://" not in self.place else self.store
+        key, head = self._key(session), Head()
+        for _ in range(messages // 2):
+            head = (await store.append(key, head, _entry(head, new_token()))).head
+        if store is not self.store:
+            await store.aclose()
+
+    async def turn(self, session: str) -> int:
+        """Load, append."""
+        key, token = self._key(session), new_token()
+        log = await self.store.load(key, turns=WINDOW // 2, lease=Lease(token, _LEASE))
+        assert log.holder.token == token
+        appended = await self.store.append(key, log.head, _entry(log.head, token), release=True)
+        assert appended.outcome is Outcome.STORED
+        return sum(stored.entry.count for stored in log.entries)
+
+    async def aclose(self) -> None:
+        """Close the store."""
+        await self.store.aclose()
+
+    def _key(self, session: str) -> SessionKey:
+        return SessionKey.for_user(session)
+
+
+class ThroughConversation(ThroughStore):
+    """`open_conversation`, and every message of the window as a `Message`, as a job or a script has it."""
+
+    async def turn(self, session: str) -> int:
+        """Read the window, append a question and an answer."""
+        async with open_conversation(self._key(session), store=self.store) as conversation:
+            loaded = len(conversation.messages)
+            conversation.append(Message.user(question()), Message.assistant(answer()))
+        return loaded
+
+
+class ThroughMiddleware(ThroughStore):
+    """A request through `ConversationMiddleware` around a bare ASGI app, with no server in front."""
+
+    async def open(self) -> None:
+        """Wrap the app."""
+        await super().open()
+        self._app = ConversationMiddleware(
+            self._talk,
+            store=self.store,
+            settings=Settings({}, secret_key=SECRET, cookie_secure="auto"),
+            window=Window(turns=WINDOW // 2),
+            resolvers=[from_callable(lambda scope: scope["session"])],
+        )
+        self._scope = request_scope(b"theme=dark")
+        self._sink = Sink()
+        self._loaded: dict[str, int] = {}
+
+    async def turn(self, session: str) -> int:
+        """Send one request."""
+        await ask(self._app, {**self._scope, "session": session}, self._sink)
+        return self._loaded.pop(session)
+
+    async def _talk(self, scope: Scope, receive: Receive, send: Send) -> None:
+        conversation = current_conversation()
+        self._loaded[scope["session"]] = len(conversation.messages)
+        await receive()
+        conversation.append(Message.user(question()), Message.assistant(answer()))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})

@@ -1,0 +1,256 @@
+"""P9 in numbers that every machine agrees on: round trips, bytes, pages written, calls, memory. A slow machine turns none of them red."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from benchmarks import still
+from benchmarks.counting import calls, held
+from benchmarks.still import Sink, StillStore, ask, request_scope, visitor_cookie
+from convmem import Conversation, ConversationMiddleware, Message, Settings, current_conversation, open_store
+from convmem.access import open_conversation
+from convmem.keys import SessionKey
+from convmem.stores.base import Head, Outcome, Store
+from convmem.stores.memory import MemoryStore
+from convmem.stores.sqlite import SQLiteStore
+from tests.asgi_client import Client
+from tests.faults.proxy import Proxy
+from tests.wheels import valkey
+
+pytestmark = pytest.mark.asyncio
+SETTINGS = {"secret_key": still.SECRET, "cookie_secure": "auto", "window_turns": 5}
+NEW_BYTES = 1400
+"""A question of 200 bytes and an answer of 800, each with its role, id and time."""
+
+
+def wrapped(app: ASGIApp, store: Store, **overrides: object) -> ConversationMiddleware:
+    return ConversationMiddleware(app, store=store, settings=Settings({}, **{**SETTINGS, **overrides}))
+
+
+async def streaming(scope: Scope, receive: Receive, send: Send) -> None:
+    """Record a model's stream, as a handler with a StreamingResponse does."""
+
+    async def model() -> AsyncIterator[str]:
+        for word in still.ANSWER[:800].split(" "):
+            yield f"{word} "
+
+    conversation: Conversation = current_conversation()
+    conversation.append(Message.user(still.QUESTION[:200]))
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    async for chunk in conversation.record(model()):
+        await send({"type": "http.response.body", "body": chunk.encode(), "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def fill(store: Store, key: SessionKey, turns: int) -> None:
+    """Store so many turns, without a middleware."""
+    head = (await store.load(key, turns=0)).head
+    for _ in range(turns):
+        appended = await store.append(key, head, still.turn_of(head))
+        assert appended.outcome is Outcome.STORED
+        head = appended.head
+
+
+class Trip(NamedTuple):
+    """What one request cost on the wire."""
+
+    trips: int
+    sent: int
+    received: int
+
+
+class Measured:
+    """A store behind a proxy, and a visitor who keeps one conversation in it."""
+
+    def __init__(self, store: Store, proxy: Proxy) -> None:
+        self.store, self.proxy = store, proxy
+        self.clients: dict[ASGIApp, Client] = {}
+        self.cookies: dict[str, str] = {}
+        self.key: SessionKey | None = None
+
+    async def request(self, app: ASGIApp, method: str = "POST") -> Trip:
+        """Send one request through the middleware, and count."""
+        client = self.clients.get(app)
+        if client is None:
+            client = self.clients[app] = Client(wrapped(self.noting(app), self.store))
+            client.cookies = self.cookies
+        before = (self.proxy.round_trips, self.proxy.sent, self.proxy.received)
+        answer = await client.request(method, user=None)
+        assert answer.whole
+        await asyncio.sleep(0.05)  # what a request still sends behind its answer counts too
+        return Trip(self.proxy.round_trips - before[0], self.proxy.sent - before[1], self.proxy.received - before[2])
+
+    def noting(self, app: ASGIApp) -> ASGIApp:
+        async def handler(scope: Scope, receive: Receive, send: Send) -> None:
+            self.key = current_conversation().key
+            await app(scope, receive, send)
+
+        return handler
+
+
+@asynccontextmanager
+async def behind_proxy(url: str) -> AsyncIterator[Measured]:
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    async with Proxy(parts.hostname, parts.port) as proxy:
+        store = open_store(url.replace(f":{parts.port}", f":{proxy.port}", 1))
+        measured = Measured(store, proxy)
+        for _ in range(2):  # the visitor is minted; connections, scripts and statements are made
+            await measured.request(still.talking)
+            await measured.request(streaming)
+            await measured.request(still.reading)
+        try:
+            yield measured
+        finally:
+            await store.aclose()
+
+
+@pytest.fixture(params=["redis", "postgresql"])
+def url(request: pytest.FixtureRequest) -> str:
+    """The URL of each server."""
+    if request.param == "redis":
+        server: valkey.Valkey = request.getfixturevalue("valkey_server")
+        return server.url
+    found: str = request.getfixturevalue("postgres_url")
+    return found
+
+
+class TestOnTheWire:
+    @pytest.mark.parametrize(
+        ("app", "method", "trips"),
+        [(still.talking, "POST", 2), (streaming, "POST", 3), (still.reading, "GET", 1), (still.reading, "POST", 2), (still.bare, "GET", 1)],
+    )
+    async def test_a_request_makes_so_many_round_trips(self, url: str, app: ASGIApp, method: str, trips: int) -> None:
+        """Load and append, the lease in the same trips; a stream stores its question first. No reset, no ping, no second look."""
+        async with behind_proxy(url) as measured:
+            assert [(await measured.request(app, method)).trips for _ in range(3)] == [trips] * 3
+
+    async def test_the_bytes_of_a_turn_do_not_grow_with_the_conversation(self, url: str) -> None:
+        """Sent: the new messages. Received: the window. Not one byte for each turn that is stored and not seen."""
+        async with behind_proxy(url) as measured:
+            costs = {}
+            for stored in (20, 300):
+                assert measured.key is not None
+                await fill(measured.store, measured.key, stored)
+                costs[stored] = await measured.request(still.talking)
+            few, many = costs.values()
+            assert abs(many.sent - few.sent) <= 16, "positions and counts have more digits, and that is all"
+            assert abs(many.received - few.received) <= 5 * 32
+            assert many.sent <= NEW_BYTES + 1000
+            assert many.received <= 5 * (NEW_BYTES + 300) + 1500
+
+    async def test_an_extra_trip_would_be_seen(self, url: str) -> None:
+        """The planted twin: a handler that saves early costs one trip more."""
+
+        async def saving(scope: Scope, receive: Receive, send: Send) -> None:
+            conversation = current_conversation()
+            conversation.append(Message.user("first"))
+            await conversation.save()
+            await still.talking(scope, receive, send)
+
+        async with behind_proxy(url) as measured:
+            assert (await measured.request(saving)).trips == 3
+
+
+class TestOnTheDisk:
+    async def test_the_pages_a_turn_writes_do_not_grow_with_the_conversation(self, tmp_path) -> None:
+        """Each page written is flushed before the answer leaves: that is what a turn waits for."""
+        path = tmp_path / "convmem.db"
+        written = {}
+        async with SQLiteStore(path) as store:
+            scope, sink, app = request_scope(visitor_cookie()), Sink(), wrapped(still.talking, store)
+            for stored in (20, 500):
+                await ask(app, scope, sink)
+                (key,) = [item.key for item in (await store.list(None, tenant=None)).items]
+                await fill(store, key, stored)
+                written[stored] = await self._pages(path, lambda: ask(app, scope, sink))
+        assert max(written.values()) <= 8
+        assert abs(written[500] - written[20]) <= 1
+
+    async def _pages(self, path, turn: Callable[[], Awaitable[None]]) -> float:
+        """Return how many pages a turn writes, on the average of ten: a table that grows is split now and then."""
+        with sqlite3.connect(path) as link:
+            link.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        link.close()
+        for _ in range(10):
+            await turn()
+        frame = 8192 + 24  # a page and its header (SQLite file format, 4.1)
+        return (path.with_name(path.name + "-wal").stat().st_size - 32) / frame / 10
+
+
+CALLS = {
+    "a visitor who only passes by": (still.bare, "GET", 0, 72),
+    "a visitor who reads nothing": (still.reading, "GET", 0, 84),
+    "a commit": (still.appending, "POST", 0, 162),
+    "a window of fifty messages, read": (still.talking, "POST", 25, 610),
+}
+"""App, method, turns in the window, and how many calls of convmem's functions it may take."""
+
+
+class TestInTheProcess:
+    @pytest.mark.parametrize("name", CALLS)
+    async def test_a_request_calls_no_more_functions_than_it_did(self, name: str) -> None:
+        """Calls of our own functions are most of what convmem costs a process, and are the same on every machine and in every release."""
+        app, method, turns, most = CALLS[name]
+        counted = await self._calls(app, method, turns)
+        assert counted <= most
+
+    async def test_calls_do_not_depend_on_what_is_stored(self) -> None:
+        """A window of five turns costs the same in front of five turns and of a thousand."""
+        few, many = [await self._calls(still.talking, "POST", turns, window_turns=5) for turns in (5, 1000)]
+        assert few == many
+
+    async def test_a_job_does_not_read_its_settings_for_every_conversation(self, monkeypatch) -> None:
+        """They take longer than a turn does; and a variable that changes is seen all the same."""
+        monkeypatch.setenv("CONVMEM_SECRET_KEY", still.SECRET)
+        store, key = StillStore(5), SessionKey.for_user("ada")
+
+        async def window() -> int:
+            async with open_conversation(key, store=store) as conversation:
+                return len(conversation.messages)
+
+        assert await window() == 10
+        with calls() as counted:
+            await window()
+        assert counted.total <= 185
+        monkeypatch.setenv("CONVMEM_WINDOW_TURNS", "2")
+        assert await window() == 4
+
+    async def test_memory_does_not_depend_on_what_is_stored(self) -> None:
+        """A worker that serves a long conversation holds its window, not the conversation."""
+        peaks = {}
+        for stored in (50, 1000):
+            store = MemoryStore()
+            app, scope, sink = wrapped(still.talking, store), request_scope(visitor_cookie()), Sink()
+            await ask(app, scope, sink)
+            (key,) = [item.key for item in (await store.list(None, tenant=None)).items]
+            await fill(store, key, stored)
+            await ask(app, scope, sink)
+            with held() as found:
+                await ask(app, scope, sink)
+            peaks[stored] = found.peak
+        assert peaks[1000] <= 1.25 * peaks[50]
+        assert peaks[50] <= 150_000
+
+    async def _calls(self, app: ASGIApp, method: str, turns: int, **overrides: object) -> int:
+        wrapped_app = wrapped(app, StillStore(turns), **{"window_turns": 50, **overrides})
+        scope, sink = request_scope(visitor_cookie(), method), Sink()
+        for _ in range(3):
+            await ask(wrapped_app, scope, sink)
+        with calls() as counted:
+            await ask(wrapped_app, scope, sink)
+        return counted.total
+
+
+async def test_the_count_is_of_what_runs() -> None:
+    """The planted twin: one call more is one more."""
+    with calls() as counted:
+        Head().same(Head())
+    assert counted.total == 1
