@@ -283,9 +283,18 @@ def _kept(layout: list[Slot], ids: Sequence[str], present: set[str]) -> list[boo
 def _written(message: Message, layout: list[Slot], ids: Sequence[str] = ()) -> list[Any]:
     """Return an item for each slot, as far as the message says it; None where it says nothing."""
     parts = iter(() if isinstance(message.content, str) else message.content)
-    known = {call.id: call for call in message.tool_calls}
-    calls = iter([known.get(name, ToolCall(id=name, name="")) for name in ids] if len(ids) > len(known) else message.tool_calls)
+    calls = _each_call(message, ids) if ids else iter(message.tool_calls)
     return [_written_item(message, slot, parts, calls) for slot in layout]
+
+
+def _each_call(message: Message, ids: Sequence[str]) -> Iterator[ToolCall]:
+    """Yield the call of each id, in order; an empty one for a call that a window leaves out. Models may use an id twice."""
+    left = list(message.tool_calls)
+    for name in ids:
+        call = next((call for call in left if call.id == name), None)
+        if call is not None:
+            left.remove(call)
+        yield call or ToolCall(id=name, name="")
 
 
 def _written_item(message: Message, slot: Slot, parts: Iterator[Part], calls: Iterator[ToolCall]) -> Any:  # noqa: PLR0911 - one for each kind of slot

@@ -78,7 +78,7 @@ MESSAGES: tuple[list[dict[str, Any]], ...] = (
     [call("c1", '{ "at": "spaced" }'), call("c2", "no json"), call("c3", "[1]")],
     [thought("rs_1"), call("c1"), thought("rs_2"), call("c2"), answer(output_text("I look."), phase="commentary"), call("c3")],
     [{"role": "assistant", "content": "I look."}, call("c1", '{"zwölf":"🐈"}', namespace="eyes")],
-    [answer(output_text("I look.")), call("same"), call("same")],
+    [answer(output_text("I look.")), call("same"), call("same", '{"at":1}')],
     [{"type": "custom_tool_call", "id": "ct", "call_id": "k1", "name": "sql", "input": "select 1"}],
     [SHELL],
     [

@@ -129,6 +129,13 @@ async def test_a_call_that_a_window_leaves_out_takes_its_thought_along():
         assert to_items(await conversation.history()) == [user("Look."), *said, result("c2")]
 
 
+def test_calls_that_share_an_id_stay_what_they_were():
+    """Some models number their calls anew in each answer, or give all the same id; a window leaves both or none."""
+    said = from_items([user("Look."), call("same", '{"at":1}'), call("c2"), call("same", '{"at":2}'), result("same")])
+    shown = to_items(view([Turn(tuple(said))], Window()).messages)
+    assert shown == [user("Look."), call("same", '{"at":1}'), call("same", '{"at":2}'), result("same")]
+
+
 def test_a_call_that_a_window_closes_has_a_result():
     """`Window(unanswered="close")` says that there is none."""
     said = from_items([user("Look."), thought("rs_1"), call("c1")])
