@@ -13,6 +13,7 @@ from convmem.connection import SCOPE_KEY
 from convmem.context import current, work_around
 from convmem.conversation import Conversation, work_of
 from convmem.exceptions import ConfigurationError, ConversationBusy, ConvmemError, NoConversation
+from convmem.idempotency import turn_of_job
 from convmem.identity import KeyRing, new_session_id as _new_session_id
 from convmem.keys import SessionKey
 from convmem.middleware import rules_of
@@ -69,7 +70,9 @@ def _scope_of(source: object) -> Mapping[str, object]:
 
 
 @asynccontextmanager
-async def open_conversation(key: SessionKey, *, store: Store | None = None) -> AsyncGenerator[Conversation, None]:
+async def open_conversation(
+    key: SessionKey, *, store: Store | None = None, idempotency_key: str | None = None
+) -> AsyncGenerator[Conversation, None]:
     """Open a turn outside a request: in a job, a script, a notebook, a webhook. The same rules as for a request's turn.
 
     The turn is stored when the block ends. When it raises, what `save` and `record` have stored stays and reads as
@@ -78,15 +81,19 @@ async def open_conversation(key: SessionKey, *, store: Store | None = None) -> A
     Args:
         key: The conversation; ``SessionKey.for_user("42")`` is the default one of that user.
         store: None: inside a request the one of the middleware, else the one of ``CONVMEM_STORE``, closed at the end.
+        idempotency_key: Names this turn, for a job that may be run again: the id of the job. Once the turn is complete,
+            `Conversation.replayed` is true in each later run and nothing is stored again; an attempt that died is superseded.
+            A client's ``Idempotency-Key`` of the same text names another turn.
 
     Raises:
-        ConversationBusy: Another turn is still running.
+        ConversationBusy: Another turn is still running; or this very one (`same_turn`), for which nobody waits.
+        InvalidIdempotencyKey: `idempotency_key` is empty.
         StoreUnavailable: The store did not answer.
         ConfigurationError: The environment's settings cannot work.
     """
     outer = work_around()
     async with _ledger(store) as ledger:
-        turn = Turn(ledger, key)
+        turn = Turn(ledger, key, turn_id=turn_of_job(idempotency_key))
         with _noting(outer):
             if outer is not None and outer.runs(key, ledger.store):
                 raise ConversationBusy(own_turn=True)

@@ -89,7 +89,10 @@ class Settings(BaseSettings):
     session_from: types.SessionSources = Field(
         ("header",), description="Where a request names its conversation: header, query:NAME or path:/PATTERN; two that differ are refused."
     )
-    session_header: types.FieldName = Field("X-Session-ID", description="The request header that names the conversation.")
+    session_header: types.SessionHeader = Field("X-Session-ID", description="The request header that names the conversation.")
+    idempotency_header: types.IdempotencyHeader = Field(
+        "Idempotency-Key", description="The request header whose key names a turn, so that a client may repeat it and it is stored once."
+    )
     trust_session_header: bool = Field(
         default=False,
         description="Whether a session id without an owner is its own owner: only for services behind a gateway of their own.",
@@ -238,6 +241,8 @@ class Settings(BaseSettings):
             yield f"CONVMEM_TURN_MAX is {turn_max} and CONVMEM_LEASE is {lease}; raise CONVMEM_TURN_MAX or lower CONVMEM_LEASE."
         if "max_message_bytes" in self.model_fields_set and self.max_message_bytes > self.max_turn_bytes:
             yield "CONVMEM_MAX_MESSAGE_BYTES is more than CONVMEM_MAX_TURN_BYTES, which holds every message of a turn; raise the second."
+        if self.idempotency_header.lower() == self.session_header.lower():
+            yield "CONVMEM_IDEMPOTENCY_HEADER and CONVMEM_SESSION_HEADER are the same header; set one of them to another name."
         yield from self._cookie_contradictions()
 
     def _cookie_contradictions(self) -> Iterator[str]:

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -46,6 +46,7 @@ class Services:
         state_key: Where the conversation stands in ``request.state``; empty: nowhere.
         debug: Say in response headers what was done.
         issue_session_id: Hands out an id for an owner and a tenant.
+        idempotency_header: The header, in lower case, whose key names a turn.
         hinted: The first route that appended without a lease, once it was logged.
     """
 
@@ -56,6 +57,7 @@ class Services:
     state_key: str
     debug: bool
     issue_session_id: Callable[[str, str], str]
+    idempotency_header: bytes
     hinted: list[str] = field(default_factory=list)
 
 
@@ -122,7 +124,7 @@ class Connection(ABC):
     async def _open(self, owner: str, session_id: str) -> Turn:
         self._asked = key = self._key(owner, session_id)
         needs_existing = await self._needs_existing(key)
-        turn = Turn(self._services.ledger, key)
+        turn = self._turn(key)
         await self._enter(turn, _claimed(self._request["headers"]))
         if needs_existing:
             await need_existing(turn)
@@ -135,6 +137,10 @@ class Connection(ABC):
 
     def _new(self, key: SessionKey) -> Turn:
         """Return the turn of a conversation that is known to be new."""
+        return self._turn(key)
+
+    def _turn(self, key: SessionKey) -> Turn:
+        """Return the turn that the connection itself is, not begun."""
         return Turn(self._services.ledger, key)
 
     def _scope_for_app(self) -> Scope:
@@ -243,22 +249,38 @@ class Connection(ABC):
         turn = self._work.turn
         if self._touched and turn is not None and not self._work.degraded:
             headers.append((REVISION_HEADER, turn.head.revision.encode()))
-            if self._services.debug:
-                facts = {
-                    "owner": self._resolved.source if self._owner_given is None else "load",
-                    "conversation": turn.key.digest,
-                    "worker": f"{socket.gethostname()}/{os.getpid()}",
-                    "turns": turn.head.turns,
-                    "loaded": turn.log.size,
-                    "left-out": max(0, turn.log.head.turns - turn.log.size),
-                    "outcome": self._outcome,
-                }
-                headers.append((b"convmem-debug", "; ".join(f"{name}={value}" for name, value in facts.items()).encode("ascii", "replace")))
+            if turn.replayed:
+                headers.append((b"convmem-replayed", b"true"))
+        if self._services.debug and (self._touched or self._asked is not None):
+            headers.append((b"convmem-debug", "; ".join(f"{name}={value}" for name, value in self._facts(turn)).encode("ascii", "replace")))
         return headers
+
+    def _facts(self, turn: Turn | None) -> Iterator[tuple[str, object]]:
+        """Yield what the debug header says; nothing in it names anybody."""
+        key = self._asked if turn is None else turn.key
+        yield "owner", self._resolved.source if self._owner_given is None else "load"
+        yield "conversation", "none" if key is None else key.digest
+        yield "worker", f"{socket.gethostname()}/{os.getpid()}"
+        if turn is not None and not self._work.degraded:
+            yield "revision", turn.head.revision
+            yield "turns", turn.head.turns
+            yield "loaded", turn.log.size
+            yield "left-out", max(0, turn.log.head.turns - turn.log.size)
+        yield "outcome", self._outcome_so_far(turn)
+
+    def _outcome_so_far(self, turn: Turn | None) -> str:
+        if self._work.degraded:
+            return "degraded"
+        if turn is not None and turn.replayed:
+            return "replayed"
+        if self._outcome == "none" and turn is not None and not turn.ended:
+            return "open"
+        return self._outcome
 
     def _problem(self, error: ConvmemError, *, head: bool = False) -> list[dict[str, Any]]:
         """Return the events of the answer to an error, which is spent and logged by that."""
         self._log(error)
+        self._outcome = error.code
         headers = self._headers()
         if isinstance(error, HistoryLost | HistoryExpired):
             headers = [*((name, value) for name, value in headers if name != REVISION_HEADER), (REVISION_HEADER, error.revision.encode())]

@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
 from itertools import takewhile
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from convmem import windows
 from convmem.exceptions import (
@@ -19,7 +19,7 @@ from convmem.exceptions import (
 )
 from convmem.keys import SessionKey
 from convmem.messages import Edit, Message, State, decode_messages, edited
-from convmem.recording import Recording, each
+from convmem.recording import Recording, close, each
 from convmem.sight import Decoded
 from convmem.stores.base import Store
 from convmem.work import Work
@@ -97,7 +97,7 @@ class Conversation:
             turn = self._work.used
             log = await turn.read()
             decoded = turn.decoded(log)
-            said = edited([*(items for items, _ in decoded.turns), turn.said])
+            said = edited([*(items for items, _ in decoded.turns), [] if turn.replayed else turn.said])
             states: list[State] = [state for _, state in decoded.turns]
             earlier = [message.in_state(state) for messages, state in zip(said, states, strict=False) for message in messages]
             return [*earlier, *said[-1]]
@@ -129,11 +129,12 @@ class Conversation:
         Raises:
             CorruptEntry: A loaded entry cannot be decoded.
         """
-        for stored in self._work.used.log.entries:
-            try:
-                decode_messages(stored.entry.body)
-            except ValueError as error:
-                raise CorruptEntry(stored.n, str(error)) from error
+        with self._work.reporting():
+            for stored in self._work.used.log.entries:
+                try:
+                    decode_messages(stored.entry.body)
+                except ValueError as error:
+                    raise CorruptEntry(stored.n, str(error)) from error
 
     # How it stands
 
@@ -162,12 +163,17 @@ class Conversation:
 
     @property
     def closed(self) -> bool:
-        """Whether this turn has ended: appending raises `TurnClosed`, and `turn` opens another one."""
-        return self._work.used.ended
+        """Whether this turn has ended: appending raises `TurnClosed`, and `turn` opens another one. Not so while it is replayed."""
+        turn = self._work.used
+        return turn.ended and not turn.replayed
 
     @property
     def replayed(self) -> bool:
-        """Whether this very turn had been completed before; `messages` has its answer, and nothing is stored again."""
+        """Whether this very turn had been completed before: the client repeats its ``Idempotency-Key``.
+
+        `new_messages` is what was stored then and `messages` ends with it, whatever came after; both lack what was hidden or
+        cleared since. Nothing is stored again: `append`, `edit`, `save` and `clear` do nothing, and `record` gives the stored answer.
+        """
         return self._work.used.replayed
 
     @property
@@ -230,7 +236,7 @@ class Conversation:
             if work.gate is None:
                 msg = "This conversation is loaded; open another with open_conversation(key)."
                 raise TurnClosed(msg)
-            if not work.between_turns and (work.gate.takes_turns or (work.turn is not None and work.turn.said)):
+            if not work.between_turns and (work.gate.takes_turns or (work.turn is not None and work.turn.said and not work.turn.replayed)):
                 msg = "A turn has begun here already; call load() before it."
                 raise TurnClosed(msg)
             previous, work.turn = work.turn, None
@@ -284,6 +290,9 @@ class Conversation:
         What was appended before is stored before the first chunk is asked for. When the stream ends, the answer is appended as
         one assistant message; when it breaks off or the client leaves, what arrived is stored and reads as interrupted.
 
+        When the turn is `replayed` the stored answer comes instead, in one piece, and the stream is not asked for anything. With
+        `text` nobody can make a chunk of that answer: the stream is passed through, and not stored.
+
         Args:
             stream: Of the model, inside any framing; synchronous ones run in a thread.
             text: Returns a chunk's text, or None for a chunk without; not needed when chunks are strings.
@@ -296,10 +305,15 @@ class Conversation:
         with self._work.reporting():
             turn = self._work.used
             await self._work.save(turn)
-            if turn.ended:
+            if turn.ended and not turn.replayed:
                 msg = "No turn is open here; record in `async with conversation.turn():`, which opens one."
                 raise TurnClosed(msg)
             recording = Recording(text, turn.room())
+        if turn.replayed:
+            async with aclosing(self._repeated(stream, text)) as stored:
+                async for chunk in stored:
+                    yield chunk
+            return
         self._work.recordings.append(recording)
         async with aclosing(each(stream)) as chunks:
             async for chunk in chunks:
@@ -357,6 +371,18 @@ class Conversation:
                 await self._work.conclude()
 
     # Behind the properties
+
+    async def _repeated(self, stream: AsyncIterable[C] | Iterable[C], text: Callable[[C], str | None] | None) -> AsyncGenerator[C, None]:
+        """Yield what a replayed turn answered, where a chunk is text; else what the stream says now."""
+        if text is None:
+            for answer in [message.text for message in self.new_messages if message.role == "assistant" and message.text][-1:]:
+                yield cast("C", answer)
+            await close(stream)
+            return
+        logger.warning("a replayed turn asks the model again: look at conversation.replayed before record(text=...)")
+        async with aclosing(each(stream)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     @property
     def _turns(self) -> tuple[windows.Turn, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 
 from convmem.exceptions import HistoryExpired, HistoryLost
 from convmem.identifiers import time_of
@@ -63,9 +64,20 @@ class Evidence:
         same_life = seen.epoch == log.head.epoch
         if log.expired or (not same_life and self._ttl is not None and age > self._ttl):
             return HistoryExpired("The conversation outlived its time to live; it starts anew with the next request.", revision=revision)
-        if same_life and (log.head.n > seen.n or log.head.same(seen)):
+        if not same_life:
+            return HistoryLost(f"The store had acknowledged {seen.n} entries and now has another history.", revision=revision)
+        if log.head.n < seen.n:
+            return HistoryLost(f"The store had acknowledged {seen.n} entries and now has {log.head.n}.", revision=revision)
+        if _id_at(seen.n, log) in (seen.id, None):
             return None
-        return HistoryLost(
-            f"The store had acknowledged {seen.n} entries and now has {log.head.n if same_life else 'another history'}.",
-            revision=revision,
-        )
+        return HistoryLost(f"The store had acknowledged another entry at {seen.n} than the one that is there now.", revision=revision)
+
+
+def _id_at(n: int, log: Log) -> str | None:
+    """Return the id of the entry at a position; None when the load has not brought it: then nothing speaks against it."""
+    if n == log.head.n:
+        return log.head.id
+    for stored in chain(reversed(log.entries), log.pinned):
+        if stored.n == n:
+            return stored.entry.id
+    return None

@@ -64,23 +64,42 @@ class ConversationBusy(ConvmemError):
     Attributes:
         running_seconds: How long the other turn has been running, by the store's clock.
         own_turn: True when the turn in the way is the caller's own, so that waiting could never end.
+        same_turn: True when it is another try of this very turn, by its ``Idempotency-Key``: what it stores is the answer to come for.
     """
 
     status = 409
     code = "conversation_busy"
     title = "Another turn of this conversation is still running"
 
-    def __init__(self, running_seconds: float = 0.0, *, retry_after: int = 1, own_turn: bool = False) -> None:
+    def __init__(self, running_seconds: float = 0.0, *, retry_after: int = 1, own_turn: bool = False, same_turn: bool = False) -> None:
         """Say how long the other turn has run and when to come back."""
         self.running_seconds = running_seconds
         self.retry_after = retry_after
         self.own_turn = own_turn
-        why = "this very turn holds it" if own_turn else f"a turn has been running for {running_seconds:.1f} s"
+        self.same_turn = same_turn
+        what = "another try of this turn" if same_turn else "a turn"
+        why = "this very turn holds it" if own_turn else f"{what} has been running for {running_seconds:.1f} s"
         super().__init__(f"The conversation is busy: {why}.")
 
     def facts(self) -> dict[str, str | int | float | bool]:
-        """Return the running time, and whether the turn in the way is the caller's own."""
-        return {"running_seconds": round(self.running_seconds, 1), "own_turn": self.own_turn}
+        """Return the running time, and whether the turn in the way is the caller's own, or this very one."""
+        return {"running_seconds": round(self.running_seconds, 1), "own_turn": self.own_turn, "same_turn": self.same_turn}
+
+
+class InvalidIdempotencyKey(ConvmemError, ValueError):
+    """The request names its turn by a key of another form than the header allows; or a job names its turn by an empty one."""
+
+    status = 400
+    code = "invalid_idempotency_key"
+    title = "The idempotency key cannot be used"
+
+
+class IdempotencyKeyReused(ConvmemError):
+    """The turn this key names came with another request before: with another body, query, path or method."""
+
+    status = 422
+    code = "idempotency_key_reused"
+    title = "This idempotency key was used for another request"
 
 
 class ConversationConflict(ConvmemError):

@@ -16,7 +16,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from convmem.connection import Connection, Services, ours
 from convmem.context import current
-from convmem.exceptions import ConversationBusy, ConvmemError, HistoryExpired, HistoryLost, StoreUnavailable
+from convmem.exceptions import (
+    ConversationBusy,
+    ConvmemError,
+    HistoryExpired,
+    HistoryLost,
+    IdempotencyKeyReused,
+    InvalidIdempotencyKey,
+    StoreUnavailable,
+)
+from convmem.idempotency import ReadAhead, turn_of
 from convmem.keys import SessionKey
 from convmem.stores.base import Head
 from convmem.turns import Turn
@@ -39,10 +48,13 @@ class Exchange(Connection):
     def __init__(self, services: Services, scope: Scope, path: str, receive: Receive, send: Send) -> None:
         """Decide nothing yet."""
         super().__init__(services, scope, path)
-        self._receive = receive
+        self._receive = ReadAhead(receive)
         self._send = send
         self._method: str = scope["method"]
         self._leases, self._policy = services.routes.turn(self._method, path)
+        self._turn_id: str | None = None
+        self._fingerprint = ""
+        self._bad_key: InvalidIdempotencyKey | None = None
         self._status = 0
         self._held: Message | None = None
         self._remaining: int | None = None
@@ -59,6 +71,7 @@ class Exchange(Connection):
 
     async def run(self, app: ASGIApp) -> None:
         """Load, run the app, store, answer."""
+        await self._name_turn()
         if not self._defers:
             self._resolved = await self._services.reader.read(self._request)
         try:
@@ -83,11 +96,28 @@ class Exchange(Connection):
 
     # Before the app
 
+    async def _name_turn(self) -> None:
+        """Read the idempotency key, and with one the beginning of the body: before the lease is taken, which must not wait for a client."""
+        if not self._leases:
+            return
+        try:
+            self._turn_id = turn_of(self._request["headers"], self._services.idempotency_header)
+        except InvalidIdempotencyKey as error:
+            self._bad_key = error
+        if self._turn_id is not None:
+            self._fingerprint = await self._receive.fingerprint(self._request, self._path)
+
+    def _turn(self, key: SessionKey) -> Turn:
+        if self._bad_key is not None:
+            raise self._bad_key
+        return Turn(self._services.ledger, key, turn_id=self._turn_id, fingerprint=self._fingerprint)
+
     async def _prepare(self) -> None:
         """Load where loading is eager. An error that only matters to who uses the conversation is kept for that moment.
 
         Raises:
             ConversationBusy: On a route that takes the lease.
+            IdempotencyKeyReused: There too.
             HistoryLost: On a route that takes the lease.
             HistoryExpired: On a route that takes the lease.
         """
@@ -96,7 +126,7 @@ class Exchange(Connection):
             return
         try:
             self._work.turn = await self._open(owner, self._resolved.session_id)
-        except (ConversationBusy, HistoryLost, HistoryExpired) as error:
+        except (ConversationBusy, IdempotencyKeyReused, HistoryLost, HistoryExpired) as error:
             if self._leases:
                 raise
             self._kept = error

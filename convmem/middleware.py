@@ -162,7 +162,8 @@ class ConversationMiddleware:
         state_key = settings.state_key if self._state_key is None else self._state_key
         degrade = settings.on_store_error == "degrade"
         reader = IdentityReader(policy, keyring)
-        return Services(Ledger(store, rules), reader, routes, degrade, state_key, settings.debug_headers, issue)
+        idempotency = settings.idempotency_header.lower().encode()
+        return Services(Ledger(store, rules), reader, routes, degrade, state_key, settings.debug_headers, issue, idempotency)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check before the app starts, drain before it stops, close after it has stopped."""

@@ -74,13 +74,18 @@ async def each(stream: AsyncIterable[C] | Iterable[C]) -> AsyncGenerator[C, None
             async for chunk in iterator:
                 yield chunk
         finally:
-            close = getattr(iterator, "aclose", None)
-            if close is not None:
-                await close()
+            await close(iterator)
         return
     steps = iter(stream)
     while (step := await asyncio.to_thread(_step, steps)) is not None:
         yield step[0]
+
+
+async def close(stream: object) -> None:
+    """Close an asynchronous stream that can be closed, whether it has begun or not."""
+    aclose = getattr(stream, "aclose", None)
+    if aclose is not None:
+        await aclose()
 
 
 def _step(steps: Iterator[C]) -> tuple[C] | None:

@@ -132,14 +132,19 @@ def _cookie_domain(domain: str | None) -> str | None:
     return host
 
 
-def _session_header(name: str) -> str:
-    if not _TOKEN.fullmatch(name):
-        msg = f"is {shown(name)}; use a header's name such as X-Session-ID"
-        raise ValueError(msg)
-    if name.lower() in _TAKEN_HEADERS:
-        msg = f"is {shown(name)}, which has a meaning of its own; use another name such as X-Session-ID"
-        raise ValueError(msg)
-    return name
+def _header(example: str) -> AfterValidator:
+    """Check that a name can be a header's, and has no meaning of its own; the example has that of the setting."""
+
+    def check(name: str) -> str:
+        if not _TOKEN.fullmatch(name):
+            msg = f"is {shown(name)}; use a header's name such as {example}"
+            raise ValueError(msg)
+        if name.lower() in _TAKEN_HEADERS and name.lower() != example.lower():
+            msg = f"is {shown(name)}, which has a meaning of its own; use another name such as {example}"
+            raise ValueError(msg)
+        return name
+
+    return AfterValidator(check)
 
 
 def _session_sources(value: object) -> tuple[str, ...]:
@@ -185,7 +190,8 @@ Store = Annotated[InstanceOf[StoreURL], BeforeValidator(_store), PlainSerializer
 Keys = Annotated[tuple[SecretStr, ...], BeforeValidator(_keys)]
 Owners = Annotated[tuple[Literal["user", "visitor"], ...], BeforeValidator(_choices)]
 SessionSources = Annotated[tuple[str, ...], BeforeValidator(_session_sources)]
-FieldName = Annotated[str, BeforeValidator(_text), AfterValidator(_session_header)]
+SessionHeader = Annotated[str, BeforeValidator(_text), _header("X-Session-ID")]
+IdempotencyHeader = Annotated[str, BeforeValidator(_text), _header("Idempotency-Key")]
 CookieName = Annotated[str, BeforeValidator(_text), AfterValidator(_cookie_name)]
 CookiePath = Annotated[str, BeforeValidator(_text), AfterValidator(_cookie_path)]
 CookieDomain = Annotated[str | None, BeforeValidator(_or_none), AfterValidator(_cookie_domain)]

@@ -43,11 +43,12 @@ def decode(log: Log, *, without: str | None, key: SessionKey) -> Decoded:
 
     Args:
         log: It.
-        without: A turn to leave out, because another attempt at it is under way.
+        without: A turn to leave out, because another attempt at it is under way, or it is shown as the present one.
         key: The conversation's, for the log.
     """
     corrupt: list[int] = []
-    turns = tuple([(_items(turn.entries, corrupt), turn.state) for turn in log.turns if turn.id != without])
+    decoded = [(turn.id, _items(turn.entries, corrupt), turn.state) for turn in log.turns]
+    turns = tuple([(items, state) for turn, items, state in decoded if turn != without])
     pinned = _items(log.pinned, corrupt)
     if corrupt:
         logger.warning("conversation %s: entries %s cannot be decoded; the rest is loaded", key.digest, corrupt)

@@ -27,15 +27,16 @@ from convmem.exceptions import (
     ConvmemError,
     HistoryExpired,
     HistoryLost,
+    IdempotencyKeyReused,
     LimitExceeded,
     StoreUnavailable,
     TurnClosed,
 )
 from convmem.identifiers import new_id, new_token
 from convmem.keys import SessionKey
-from convmem.messages import Edit, Message, encode_edit, encode_message, encode_messages
+from convmem.messages import Edit, Message, decode_body, encode_edit, encode_message, encode_messages
 from convmem.sight import Decoded, decode
-from convmem.stores.base import Appended, Entry, Head, Kind, Lease, Log, Outcome, Store
+from convmem.stores.base import Appended, Entry, Head, Kind, Lease, Log, Lookup, Outcome, Store, StoredEntry
 from convmem.tokens import Meter
 from convmem.turnstile import Turnstile
 from convmem.windows import Window
@@ -46,6 +47,8 @@ Policy = Literal["wait", "reject"]
 _PINNED = 8
 _PAUSES = (0.05, 0.2, 0.5)
 _POLL = (0.05, 0.25)
+_OLD = 5.0
+"""Seconds after which whoever polls for a lease does so at three times the rate, and so is three times as likely to be next."""
 _TOKENS_OF_A_TURN = 250
 """A question and an answer of a few sentences: what the first page of a window in tokens is planned with."""
 _SMALLEST_PAGE, _LARGEST_FIRST_PAGE = 4, 64
@@ -102,7 +105,11 @@ class Outgrown:
 
 
 class Ledger:
-    """What the turns of one worker share: the store, the rules, the turnstile, the evidence, and the writes under way."""
+    """What the turns of one worker share: the store, the rules, the turnstile, the evidence, and the writes under way.
+
+    Attributes:
+        named: The turns with a name of their client's that run or wait here, by conversation and turn id, each with its fingerprint.
+    """
 
     def __init__(self, store: Store, rules: Rules) -> None:
         """Open nothing."""
@@ -110,6 +117,7 @@ class Ledger:
         self.rules = rules
         self.turnstile = Turnstile(rules.max_waiting)
         self.evidence = Evidence(rules.ttl)
+        self.named: dict[tuple[tuple[str, str, str], str], str] = {}
         self.outgrown = Outgrown()
         self._under_way: set[asyncio.Task[Any]] = set()
 
@@ -148,14 +156,22 @@ class Turn:
         log: What was loaded at the beginning; an empty one for a conversation known to be new.
         head: Where the log ends as far as this turn knows.
         said: The messages and edits of this turn in order, stored or not.
-        replayed: This turn had been completed before; nothing of it is stored again.
+        replayed: This turn had been completed before; nothing of it is stored again, and `said` is what was stored.
         meter: Counts the tokens of its messages, and of those loaded.
         refused: Why the store refused a write of this turn, after which it has ended.
         ended: Whether nothing can be appended any more.
     """
 
-    def __init__(self, ledger: Ledger, key: SessionKey, *, turn_id: str | None = None, stored: bool = True) -> None:
-        """Prepare a turn; nothing is loaded and no lease is taken yet. With `stored=False` it lives and ends in memory."""
+    def __init__(self, ledger: Ledger, key: SessionKey, *, turn_id: str | None = None, fingerprint: str = "", stored: bool = True) -> None:
+        """Prepare a turn; nothing is loaded and no lease is taken yet.
+
+        Args:
+            ledger: Of this worker.
+            key: The conversation.
+            turn_id: The name by which a retry finds this turn; None makes one that nobody knows.
+            fingerprint: Of the request; another one with the same turn id is refused. Empty compares with nothing.
+            stored: False lets it live and end in memory.
+        """
         self.ledger = ledger
         self.key = key
         self.id = turn_id or new_id()
@@ -169,15 +185,16 @@ class Turn:
         self._known: Head | None = None
         self._named = turn_id is not None
         self._kept_nowhere = not stored
-        self._token = new_token()
+        self._fingerprint = fingerprint
+        self._token = new_token() if turn_id is None else f"{new_token()}.{turn_id}.{fingerprint}"
         self._fresh_epoch = ""
-        self._inside = False
+        self._inside = self._announced = False
         self._leased = False
         self._staged: list[_Staged] = []
         self._staging = threading.Lock()
         self._pending: Entry | None = None
         self._bytes = 0
-        self._stored = False
+        self._stored = self._leaves_trace = False
         self._counted = self._will_count = False
         self._supersedes = False
         self._one_at_a_time = asyncio.Lock()
@@ -208,11 +225,14 @@ class Turn:
             StoreUnavailable: The store did not answer.
         """
         self._deadline = asyncio.get_running_loop().time() + self.ledger.rules.turn_max.total_seconds()
+        await self._look()
+        self._judge(claimed)
+
+    async def _look(self) -> None:
         for _ in range(_ATTEMPTS_TO_FILL):
             await self._load(None)
             if await self._fill():
-                break
-        self._judge(claimed)
+                return
 
     async def begin(self, policy: Policy | None = None, claimed: Head | None = None) -> None:
         """Take the lease and load, in one round trip when nobody else is in the way.
@@ -222,20 +242,32 @@ class Turn:
             claimed: The head the client says it saw.
 
         Raises:
-            ConversationBusy: Another turn is still running.
+            ConversationBusy: Another turn is still running, or another try of this one: for that nobody waits.
+            IdempotencyKeyReused: This turn came with another fingerprint before.
             HistoryLost: The store lost what it had acknowledged.
             HistoryExpired: The history outlived its TTL.
             StoreUnavailable: The store did not answer.
         """
+        if self._named and await self._is_known(claimed):
+            return
         rules, clock = self.ledger.rules, asyncio.get_running_loop().time
         wait = rules.turn_wait.total_seconds() if (policy or rules.concurrency) == "wait" else 0.0
         give_up = clock() + wait
-        await self.ledger.turnstile.enter(self.key, wait)
+        try:
+            await self.ledger.turnstile.enter(self.key, wait)
+        except BaseException:
+            self._end_now()
+            raise
         self._inside = self._leased = True
         try:
+            await self._give_way(give_up)
             await self._take_lease(give_up)
             self._judge(claimed)
         except ConversationBusy:
+            self._end_now()
+            raise
+        except IdempotencyKeyReused:
+            await self.ledger.finish(self._release_quietly())  # a lease in this name would refuse the rightful retry
             self._end_now()
             raise
         except BaseException as error:
@@ -250,9 +282,49 @@ class Turn:
         self._deadline = clock() + rules.turn_max.total_seconds()
         self._schedule_renewal()
 
+    async def _give_way(self, give_up: float) -> None:
+        """Wait for one poll of the others, when turns of this process have followed each other for long.
+
+        Whoever leaves hands over directly to the next one here, who takes the lease before another process that polls for it can:
+        as long as there is a queue here, nobody there would get a turn.
+        """
+        ledger, clock = self.ledger, asyncio.get_running_loop().time
+        if ledger.store.reach != "process" and ledger.turnstile.run_is_long(self.key):
+            await asyncio.sleep(max(0.0, min(give_up - clock(), _POLL[1] * 1.25)))
+            ledger.turnstile.begin_run(self.key)
+
+    async def _is_known(self, claimed: Head | None) -> bool:
+        """Return whether this turn is replayed without waiting for another that is inside. From here on it is known to run here.
+
+        A complete turn needs no lease, so it waits for none: where one would have to wait, it is looked up first.
+        """
+        if self.ledger.turnstile.occupied(self.key):
+            try:
+                await self._look()
+                if self.replayed:
+                    self._judge(claimed)
+            except BaseException:
+                self._end_now()
+                raise
+            if self.replayed:
+                self._end_now()
+                return True
+        name = (self.key.path, self.id)
+        if name in self.ledger.named:
+            self._need_same_request(self.ledger.named[name])
+            raise ConversationBusy(self.ledger.turnstile.seconds(self.key), same_turn=True)
+        self.ledger.named[name] = self._fingerprint
+        self._announced = True
+        return False
+
+    def _need_same_request(self, fingerprint: str) -> None:
+        if fingerprint and self._fingerprint and fingerprint != self._fingerprint:
+            msg = "This key was sent before, with another request; use a new key for each message, and the same one only to repeat it."
+            raise IdempotencyKeyReused(msg)
+
     async def _take_lease(self, give_up: float) -> None:
         lease, clock = Lease(self._token, self.ledger.rules.lease), asyncio.get_running_loop().time
-        attempts = 0
+        began, attempts = clock(), 0
         while True:
             await self._load(lease)
             holder = self.log.holder
@@ -261,10 +333,17 @@ class Turn:
                 if await self._fill() or attempts == _ATTEMPTS_TO_FILL:
                     return
                 continue
+            self.ledger.turnstile.met_another(self.key)
+            other = _Attempt.of(holder.token)
+            if self._named and other.turn == self.id:
+                self._need_same_request(other.fingerprint)
+                remaining = max(1, ceil(holder.remaining.total_seconds()))
+                raise ConversationBusy(holder.running.total_seconds(), retry_after=remaining, same_turn=True)
             left = give_up - clock()
             if left <= 0:
                 raise ConversationBusy(holder.running.total_seconds(), retry_after=max(1, ceil(holder.remaining.total_seconds())))
-            await asyncio.sleep(min(left, random.uniform(*_POLL)))  # noqa: S311 - jitter, not a secret
+            age = min(1.0, (clock() - began) / _OLD)
+            await asyncio.sleep(min(left, random.uniform(*_POLL) * (1 - age * 2 / 3)))  # noqa: S311 - jitter, not a secret
 
     async def _load(self, lease: Lease | None) -> None:
         window = self.ledger.rules.window
@@ -276,6 +355,32 @@ class Turn:
         found = self.log.turn
         self.replayed = found is not None and found.state == "complete"
         self._supersedes = found is not None and found.visible
+        if found is not None and found.state in ("complete", "interrupted"):
+            await self._recall(found)
+
+    async def _recall(self, found: Lookup) -> None:
+        """Find what was stored of this turn, however long ago, and whether it was the same request.
+
+        A replayed turn's log ends with it, as it did for the first try; a turn that was hidden or cleared since is not found again.
+        """
+        own = self._own_entries(self.log)
+        if not own or (self.replayed and own[-1] is not self.log.entries[-1]):
+            window = self.ledger.rules.window
+            then = await self.ledger.store.load(self.key, turns=_first_page(window), messages=window.messages, before=found.position + 1)
+            own = self._own_entries(then)
+            if own and self.replayed:
+                self.log = replace(self.log, entries=then.entries, pinned=then.pinned)
+        if own:
+            self._need_same_request(_Attempt.of(own[-1].entry.token).fingerprint)
+        if self.replayed:
+            self._take_staged()
+            self.said = []
+            for stored in own:
+                with suppress(ValueError):  # its position is named where the rest of the log is decoded
+                    self.said += decode_body(stored.entry.body)
+
+    def _own_entries(self, log: Log) -> list[StoredEntry]:
+        return [stored for stored in log.entries if stored.entry.turn == self.id]
 
     # Paging, for a window in tokens: nobody knows how many turns it holds before they are counted
 
@@ -312,15 +417,18 @@ class Turn:
         return windows.view(turns, self.ledger.rules.window, pinned=pinned, meter=self.meter).full
 
     def decoded(self, log: Log | None = None) -> Decoded:
-        """Return what was loaded, decoded; or what another log of this conversation holds. An earlier attempt at this turn is left out."""
+        """Return what was loaded, decoded; or what another log of this conversation holds.
+
+        Of this turn an earlier attempt is left out, and of one that is replayed what is in `said`.
+        """
         if log is not None:
-            return self._decode(log)
+            return decode(log, without=None if self.replayed else self.id, key=self.key)
         if self._decoded is None or self._decoded.log is not self.log:
             self._decoded = self._decode(self.log)
         return self._decoded
 
     def _decode(self, log: Log) -> Decoded:
-        return decode(log, without=None if self.replayed else self.id, key=self.key)
+        return decode(log, without=self.id, key=self.key)
 
     async def read(self) -> Log:
         """Return the whole log as it is now, whatever the window; this turn stands where it stood."""
@@ -344,6 +452,8 @@ class Turn:
             LimitExceeded: One, or the turn with them, is too large.
             TurnClosed: The turn has ended.
         """
+        if self.replayed:
+            return
         if self.ended:
             msg = "No turn is open here; append in `async with conversation.turn():`, which opens one."
             raise TurnClosed(msg)
@@ -380,11 +490,13 @@ class Turn:
     def _warn_if_said(self, item: Message | Edit) -> None:
         if not isinstance(item, Message) or not item.text:
             return
+        hidden: set[str] = set()
         for other in reversed(self.said):
             if isinstance(other, Edit):
                 if other.begins_anew:
                     return
-            elif (item.role, item.content) == (other.role, other.content):
+                hidden.update(other.ids)
+            elif _same_words(item, other) and other.id not in hidden:
                 msg = "The same text was appended twice in one turn; does an adapter append what the handler appends too?"
                 warnings.warn(msg, RepeatedTextWarning, stacklevel=6)
                 return
@@ -416,7 +528,12 @@ class Turn:
             await self.ledger.finish(self._locked(self._write(closing=False, release=False)))
 
     async def reset(self) -> None:
-        """Take the whole history out of sight; it stays in the log. What was appended and not saved comes after. Errors as in `save`."""
+        """Take the whole history out of sight; it stays in the log. What was appended and not saved comes after. Errors as in `save`.
+
+        Nothing happens in a replay: what the turn took out of sight is, and what came after it stays.
+        """
+        if self.replayed:
+            return
         if self.ended:
             msg = "No turn is open here; clear the conversation in `async with conversation.turn():`, which opens one."
             raise TurnClosed(msg)
@@ -495,6 +612,8 @@ class Turn:
             self._over.set()
         if self._beat is not None:
             self._beat.cancel()
+        if self._announced:
+            self.ledger.named.pop((self.key.path, self.id), None)
         if self._inside:
             self._inside = False
             self.ledger.turnstile.leave(self.key)
@@ -519,7 +638,7 @@ class Turn:
             self._pending, self._stored, self._counted = None, False, False
         if self._pending is not None:
             await self._append(self._pending)
-        if self._staged or (closing and self._stored):
+        if self._staged or (closing and (self._stored or self._leaves_trace)):
             await self._append(self._entry(self._take_staged(), closing=closing), release=release)
         elif release:
             await self._release_quietly()
@@ -530,6 +649,7 @@ class Turn:
         if self._pending is not None:
             await self._append(self._pending)
         await self._append(self._reset_entry())
+        self._leaves_trace = self._named
 
     async def _append(self, entry: Entry, *, release: bool = False) -> None:
         self._pending = entry
@@ -557,12 +677,16 @@ class Turn:
                 await self._refuse(HistoryLost(msg, revision=appended.head.revision))
 
     async def _persist(self, entry: Entry, *, release: bool) -> Appended:
-        """Append, and repeat the very same entry while the outcome is unknown."""
+        """Append, and repeat the very same entry while the outcome is unknown. Once it is, no later failure makes it certain."""
+        unknown = False
         for pause in (*_PAUSES, None):
             try:
                 return await self.ledger.store.append(self.key, self.head, entry, ttl=self.ledger.rules.ttl, release=release)
             except StoreUnavailable as error:
-                if pause is None or not error.unknown:
+                unknown = unknown or error.unknown
+                if unknown and not error.unknown and pause is None:
+                    raise StoreUnavailable(error.store, error.operation, error.reason, unknown=True) from error
+                if pause is None or not unknown:
                     raise
                 await asyncio.sleep(pause)
         raise AssertionError
@@ -628,6 +752,19 @@ class Turn:
                 await self.ledger.store.renew(self.key, Lease(self._token, self.ledger.rules.lease), self.head)
 
 
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """What the token of an attempt at a named turn says of it; empty for a turn nobody can name."""
+
+    turn: str = ""
+    fingerprint: str = ""
+
+    @classmethod
+    def of(cls, token: str) -> _Attempt:
+        turn, _, fingerprint = token.partition(".")[2].rpartition(".")
+        return cls(turn, fingerprint)
+
+
 def _first_page(window: Window) -> int | None:
     """Return how many turns to load at first; the whole window, when that can be said in turns."""
     if window.tokens is None:
@@ -640,6 +777,11 @@ def _staged(item: Message | Edit, *, pins: bool) -> _Staged:
     if isinstance(item, Edit):
         return _Staged(item, encode_edit(item), pins)
     return _Staged(item, encode_message(item), item.role == "system")
+
+
+def _same_words(one: Message, other: Message) -> bool:
+    """Return whether the same was said twice; two calls may have the same result."""
+    return (one.role, one.content, one.tool_call_id) == (other.role, other.content, other.tool_call_id)
 
 
 def _limit(setting: str, allowed: int, actual: int) -> None:

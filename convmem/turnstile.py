@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from convmem.exceptions import ConversationBusy
 from convmem.keys import SessionKey
 
+_REMEMBERED = 1024
+_SHARED_SECONDS = 30.0
+_RUN = 2.0
+_SHARED_RUN = 0.5
+_BREATH = 0.25
+"""A run ends when nobody is inside for this long: whoever polls has then looked."""
+
 
 @dataclass(slots=True)
 class _Passage:
-    """A conversation in use: since when its present turn is inside, and who waits."""
+    """A conversation in use: since when its present turn is inside, since when turns of this process follow each other, and who waits."""
 
     since: float = field(default_factory=time.monotonic)
+    run_since: float = field(default_factory=time.monotonic)
     queue: deque[asyncio.Future[None]] = field(default_factory=deque)
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.since
+
+
+@dataclass(slots=True)
+class _Shared:
+    """A conversation that other processes want too: when one was in the way last, and from when to when the last run here was."""
+
+    met: float
+    run: tuple[float, float] = (0.0, 0.0)
 
 
 class Turnstile:
@@ -34,11 +50,34 @@ class Turnstile:
         """Allow this many to wait for one conversation."""
         self._max_waiting = max_waiting
         self._passages: dict[tuple[str, str, str], _Passage] = {}
+        self._shared: OrderedDict[tuple[str, str, str], _Shared] = OrderedDict()
         self._awaiting_rest: list[asyncio.Future[None]] = []
 
     def occupied(self, key: SessionKey) -> bool:
         """Return whether a turn of this conversation is inside."""
         return key.path in self._passages
+
+    def seconds(self, key: SessionKey) -> float:
+        """Return how long the turn inside has been there; 0 when nobody is."""
+        passage = self._passages.get(key.path)
+        return 0.0 if passage is None else passage.seconds
+
+    def run_is_long(self, key: SessionKey) -> bool:
+        """Return whether turns of this process have followed each other for so long that others should have a chance."""
+        longest = _SHARED_RUN if self._is_shared(key) else _RUN
+        return time.monotonic() - self._passages[key.path].run_since > longest
+
+    def begin_run(self, key: SessionKey) -> None:
+        """Note that other processes had their chance."""
+        self._passages[key.path].run_since = time.monotonic()
+
+    def met_another(self, key: SessionKey) -> None:
+        """Note that a turn of another process was in the way: from now on, turns here that come at short intervals are one run."""
+        self.begin_run(key)
+        self._shared[key.path] = _Shared(time.monotonic())
+        self._shared.move_to_end(key.path)
+        if len(self._shared) > _REMEMBERED:
+            self._shared.popitem(last=False)
 
     async def enter(self, key: SessionKey, seconds: float) -> None:
         """Go through, or wait for at most so many seconds; 0 waits for nobody.
@@ -48,7 +87,7 @@ class Turnstile:
         """
         passage = self._passages.get(key.path)
         if passage is None:
-            self._passages[key.path] = _Passage()
+            self._passages[key.path] = _Passage(run_since=self._run_so_far(key))
             return
         if seconds <= 0 or len(passage.queue) >= self._max_waiting:
             raise ConversationBusy(passage.seconds)
@@ -81,6 +120,8 @@ class Turnstile:
                 loop.call_soon_threadsafe(self._hand_over, key, waiting)
             return
         del self._passages[key.path]
+        if key.path in self._shared:
+            self._shared[key.path].run = (passage.run_since, time.monotonic())
         if not self._passages:
             resting, self._awaiting_rest = self._awaiting_rest, []
             for waiting in resting:
@@ -94,6 +135,17 @@ class Turnstile:
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._awaiting_rest.append(waiting)
         await asyncio.wait([waiting], timeout=seconds)
+
+    def _run_so_far(self, key: SessionKey) -> float:
+        now = time.monotonic()
+        if not self._is_shared(key):
+            return now
+        since, left = self._shared[key.path].run
+        return since if now - left < _BREATH else now
+
+    def _is_shared(self, key: SessionKey) -> bool:
+        shared = self._shared.get(key.path)
+        return shared is not None and time.monotonic() - shared.met < _SHARED_SECONDS
 
     def _hand_over(self, key: SessionKey, waiting: asyncio.Future[None]) -> None:
         if waiting.done():

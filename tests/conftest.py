@@ -1,5 +1,6 @@
 """Rules of every run: what is only for ``--all``, and no test is skipped without a declared reason."""
 
+import random
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -17,8 +18,9 @@ UNDECLARED = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--all``."""
+    """Add ``--all`` and ``--seed``."""
     parser.addoption("--all", action="store_true", help="also run what takes long: tests marked all_only")
+    parser.addoption("--seed", type=int, help="of what is drawn at random; without it each run draws another, and prints it")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -73,6 +75,21 @@ def _note(config: pytest.Config, report: pytest.TestReport | pytest.CollectRepor
     reason = reason.removeprefix("Skipped: ")
     if not reason.startswith(DECLARED):
         config.stash[UNDECLARED].append(f"{report.nodeid}: {reason}")
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Return the seed of this test, and print it, so that a run that failed can be repeated."""
+    given: int | None = request.config.getoption("--seed")
+    seed = random.SystemRandom().randrange(2**32) if given is None else given
+    print(f"--seed={seed}")
+    return seed
+
+
+@pytest.fixture
+def longer(request: pytest.FixtureRequest) -> bool:
+    """Return whether there is time: ``--all``."""
+    return bool(request.config.getoption("--all"))
 
 
 @pytest.fixture(scope="session")

@@ -56,10 +56,11 @@ def main():
         told = subprocess.run([command(plain), "demo"], cwd=outside, env=clean(), capture_output=True, text=True, check=False)
         assert told.returncode == 2, told
         assert 'pip install "convmem[demo]"' in told.stderr, told.stderr
-        told = subprocess.run(
-            [str(plain), "-c", "import convmem_llamaindex"], cwd=outside, env=clean(), capture_output=True, text=True, check=False
-        )
-        assert 'pip install "convmem[llamaindex]"' in told.stderr, told.stderr
+        for package, extra in (("convmem_llamaindex", "llamaindex"), ("convmem_openai_agents", "openai-agents")):
+            told = subprocess.run(
+                [str(plain), "-c", f"import {package}"], cwd=outside, env=clean(), capture_output=True, text=True, check=False
+            )
+            assert f'pip install "convmem[{extra}]"' in told.stderr, told.stderr
         run(outside, plain, "-c", NAMES_THE_LINE_OF_REDIS)
         print("plain wheel: imports nothing, names the install line")
 

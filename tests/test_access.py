@@ -9,6 +9,7 @@ from convmem import (
     ConfigurationError,
     ConversationBusy,
     HistoryLost,
+    InvalidIdempotencyKey,
     InvalidIdentity,
     Message,
     NoConversation,
@@ -155,6 +156,64 @@ async def test_two_blocks_at_once_are_ordered(world):
             return len(conversation.messages)
 
     assert sorted(await asyncio.gather(*(job(i) for i in range(4)))) == [1, 2, 3, 4]
+
+
+async def job(world, text: str = "done", key: str = "job-17") -> tuple[bool, list[str]]:
+    """Run a job that a queue delivers at least once; each run stands for a process of its own."""
+    async with open_conversation(ADA, store=SameStore(world), idempotency_key=key) as conversation:
+        conversation.append(Message.assistant(text))
+        return conversation.replayed, [message.text for message in conversation.new_messages]
+
+
+async def test_a_job_that_is_run_again_stores_its_turn_once(world):
+    """However much was said in between; the second run sees what the first one stored."""
+    assert await job(world) == (False, ["done"])
+    for _ in range(10):
+        await world.put(Message.user("meanwhile"))
+    assert await job(world, "done again") == (True, ["done"])
+    assert await job(world, "another", key="job-18") == (False, ["another"])
+    assert [text for text in await world.texts() if text.startswith("assistant")] == ["assistant: done", "assistant: another"]
+    await world.at_rest()
+
+
+async def test_a_job_that_died_is_run_again_in_its_own_place(world):
+    """What it had saved is superseded, not doubled; a run that stored nothing leaves nothing to find."""
+    for saved in (False, True):
+        with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block is what raises
+            async with open_conversation(ADA, store=world.store, idempotency_key="job-17") as conversation:
+                conversation.append(Message.assistant("half"))
+                if saved:
+                    await conversation.save()
+                raise ZeroDivisionError
+    assert await job(world) == (False, ["done"])
+    async with open_conversation(ADA, store=world.store) as conversation:
+        assert [message.text for message in await conversation.history()] == ["done"]
+
+
+async def test_a_job_delivered_twice_at_once_runs_once(world):
+    """The second one is told at once, whatever the waiting time, and comes back for the answer."""
+    async with open_conversation(ADA, store=world.store, idempotency_key="job-17") as conversation:
+        conversation.append(Message.assistant("done"))
+        with pytest.raises(ConversationBusy) as busy:
+            async with asyncio.timeout(1):
+                await job(world)
+        assert busy.value.same_turn
+    assert await job(world, "done again") == (True, ["done"])
+
+
+async def test_a_client_cannot_take_the_name_of_a_job(world):
+    """It may know how jobs are named: its Idempotency-Key names a turn of its own, and the job still runs."""
+    client = world.serve(app_of())
+    for replayed in (None, "true"):
+        assert (await client.post(headers={"idempotency-key": "job-17"})).header("convmem-replayed") == replayed
+    assert await job(world) == (False, ["done"])
+
+
+async def test_an_empty_name_of_a_job_is_refused(world):
+    """All jobs without an id would be one."""
+    with pytest.raises(InvalidIdempotencyKey, match="idempotency_key is empty"):
+        await job(world, key="")
+    await world.at_rest()
 
 
 async def test_an_owners_conversations_are_paged_newest_first(world):

@@ -171,3 +171,23 @@ async def test_an_edit_comes_back_from_its_body():
     assert decode_messages(body) == [message]
     with pytest.raises((ValueError, InvalidMessage)):
         Edit(action="burn")  # type: ignore[arg-type]
+
+
+async def test_what_was_hidden_may_be_said_again(store):
+    """A framework that takes its question back and asks again is not an app that appends twice."""
+    async with open_conversation(KEY, store=store) as conversation:
+        first = Message.user("question")
+        conversation.append(first)
+        conversation.edit(Edit(action="hide", ids=(first.id,)))
+        conversation.append(Message.user("question"))
+        assert seen(conversation) == ["question"]
+        with pytest.warns(UserWarning, match="appended twice"):
+            conversation.append(Message.user("question"))
+
+
+async def test_two_calls_may_have_the_same_result(store):
+    """An agent that looks twice sees the same twice; the same result of the same call is said twice."""
+    async with open_conversation(KEY, store=store) as conversation:
+        conversation.append(*(Message.tool("rain", tool_call_id=name) for name in ("c1", "c2")))
+        with pytest.warns(UserWarning, match="appended twice"):
+            conversation.append(Message.tool("rain", tool_call_id="c1"))

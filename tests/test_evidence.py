@@ -7,7 +7,7 @@ import pytest
 from convmem import HistoryExpired, HistoryLost, SessionKey
 from convmem.evidence import Evidence
 from convmem.identifiers import new_id
-from convmem.stores.base import TOMBSTONE_LIFE, Head, Log
+from convmem.stores.base import TOMBSTONE_LIFE, Entry, Head, Log, StoredEntry
 
 KEY = SessionKey.for_user("ada")
 
@@ -21,11 +21,21 @@ def id_of(age: timedelta) -> str:
 SEEN = Head("life", 3, id_of(timedelta(seconds=5)))
 
 
+def log_with(n: int, entries: dict[int, str], *, pinned: dict[int, str] | None = None) -> Log:
+    """Return a log of the same life with these entries in sight, by position."""
+    rows = {n: StoredEntry(n, Entry(name, name, "token", "life"), datetime.now(UTC)) for n, name in {**entries, **(pinned or {})}.items()}
+    return Log(Head("life", n, "later"), tuple(rows[n] for n in entries), tuple(rows[n] for n in pinned or {}))
+
+
 @pytest.mark.parametrize(
     ("log", "lost"),
     [
         (Log(Head("life", 3, SEEN.id)), False),
         (Log(Head("life", 4, "later")), False),
+        (log_with(4, {2: "x", 3: SEEN.id, 4: "later"}), False),
+        (log_with(4, {3: "another", 4: "later"}), True),
+        (log_with(9, {8: "y", 9: "later"}), False),
+        (log_with(9, {8: "y", 9: "later"}, pinned={3: "another"}), True),
         (Log(Head("life", 2, "x")), True),
         (Log(Head("life", 3, "another")), True),
         (Log(Head("another", 9, "x")), True),

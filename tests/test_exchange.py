@@ -1,7 +1,10 @@
 """One request from its identity to the last byte: what is held back, what is stored, and what the client is told."""
 
 import asyncio
+import contextvars
 import json
+import os
+import time
 from datetime import timedelta
 
 import pytest
@@ -1091,15 +1094,75 @@ class TestTwoAtOnce:
         assert "" not in tokens
         assert world.store.calls.count("renew") >= 5
 
-    async def test_a_turn_longer_than_turn_max_is_fenced_off(self, world):
-        """After that the worker sends no append either."""
+    async def test_the_lease_is_renewed_by_a_timer_and_not_by_a_task(self, memory_world):
+        """A thousand turns that think are a thousand timers: between two renewals the loop has nothing of ours to run."""
+        before: set[asyncio.Task[object]] = set()
+        seen: list[int] = []
 
         async def handler(request):
             (await get_conversation(request)).append(Message.user("x"))
-            await asyncio.sleep(0.5)
+            for _ in range(20):
+                await asyncio.sleep(0.02)
+                seen.append(len(asyncio.all_tasks() - before))
             return JSONResponse("ok")
 
-        answer = await world.serve(app_of(handler), settings=quick(lease="0.2s", turn_max="0.3s")).post()
+        client = memory_world.serve(app_of(handler), settings=quick(lease="0.9s"))
+        before |= asyncio.all_tasks()
+        assert (await client.post()).status == 200
+        assert "renew" in memory_world.store.calls
+        assert max(seen) == 0
+
+    async def test_an_event_loop_blocked_longer_than_the_lease_loses_nothing_if_nobody_took_it(self, world):
+        """A handler that computes for long renews nothing meanwhile; the lease runs out, and the turn is stored all the same."""
+
+        async def handler(request):
+            (await get_conversation(request)).append(Message.user("x"))
+            time.sleep(0.5)  # noqa: ASYNC251 - the mistake in question
+            assert not (await world.log()).holder.token
+            return JSONResponse("ok")
+
+        assert (await world.serve(app_of(handler), settings=quick(lease="0.2s")).post()).status == 200
+        assert await world.states() == ["complete"]
+
+    async def test_an_event_loop_blocked_while_another_worker_took_the_lease_is_fenced_off(self, world):
+        """The same, and somebody was there: the answer was made of a history that has gone on without it."""
+
+        async def handler(request):
+            (await get_conversation(request)).append(Message.user("late"))
+            time.sleep(0.5)  # noqa: ASYNC251
+            await world.inner.load(ADA, lease=Lease("another worker", timedelta(seconds=30)))
+            return JSONResponse("ok")
+
+        answer = await world.serve(app_of(handler), settings=quick(lease="0.2s")).post()
+        assert (answer.status, answer.code) == (409, "conversation_fenced")
+        assert await world.texts() == []
+        await world.inner.release(ADA, "another worker")
+
+    async def test_an_app_that_calls_itself_through_the_network_waits_and_is_told_then(self, world):
+        """Nobody can know that the caller is the one it waits for: `TURN_WAIT` bounds it, and the outer turn goes on."""
+
+        async def handler(request):
+            (await get_conversation(request)).append(Message.user(request.url.path))
+            if request.url.path == "/inner":
+                return JSONResponse("ok")
+            inner = asyncio.create_task(client.post("/inner"), context=contextvars.Context())  # a connection knows no context
+            answer = await inner
+            return JSONResponse([answer.status, answer.code, answer.data["own_turn"]])
+
+        client = world.serve(app_of(handler), settings=quick(turn_wait="0.5s", lease="0.3s"))
+        assert (await client.post("/outer")).data == [409, "conversation_busy", False]
+        assert await world.texts() == ["user: /outer"]
+
+    async def test_a_turn_longer_than_turn_max_is_fenced_off(self, world):
+        """After that the worker sends no append either, and gives back a lease that would have lasted for a while."""
+
+        async def handler(request):
+            (await get_conversation(request)).append(Message.user("x"))
+            await asyncio.sleep(1.1)
+            return JSONResponse("ok")
+
+        answer = await world.serve(app_of(handler), settings=quick(lease="1s", turn_max="1s")).post()
+        assert (await world.log()).holder.token == ""
         assert (answer.status, answer.code) == (409, "conversation_fenced")
         assert "append" not in world.store.calls
 
@@ -1406,7 +1469,28 @@ class TestHeaders:
         assert (facts["turns"], facts["loaded"], facts["left-out"], facts["outcome"]) == ("2", "1", "0", "stored")
         assert facts["conversation"] == ADA.digest
         assert "ada" not in said.replace(facts["worker"], "")
+        assert facts["worker"].endswith(f"/{os.getpid()}")
+        assert facts["revision"] == (await world.log()).head.revision
         assert (await world.serve(app_of(echo)).post(text="3")).header("convmem-debug") is None
+
+    async def test_debug_headers_say_how_a_turn_stands_that_is_not_plainly_stored(self, world):
+        """Of a stream that it has begun, of a retry that it is replayed, of a problem which one it is, of no memory that there is none."""
+
+        def outcome(answer):
+            return dict(fact.split("=", 1) for fact in answer.header("convmem-debug").split("; "))["outcome"]
+
+        debug = quick(debug_headers=True, on_store_error="degrade", turn_wait="0.5s", lease="0.2s")
+        client = world.serve(app_of(echo), settings=debug)
+        assert outcome(await world.serve(app_of(stream_of("a")), settings=debug).post(text="1")) == "open"
+        key = {"idempotency-key": "k"}
+        assert [outcome(await client.post(text="2", headers=key)) for _ in range(2)] == ["stored", "replayed"]
+        await world.inner.load(ADA, lease=Lease("other", timedelta(seconds=30)))
+        busy = await client.post(text="3")
+        assert (busy.status, outcome(busy)) == (409, "conversation_busy")
+        assert ADA.digest in (busy.header("convmem-debug") or "")
+        await world.inner.release(ADA, "other")
+        world.store.fail("load", times=1)
+        assert outcome(await client.post(text="4")) == "degraded"
 
 
 class TestLimits:

@@ -119,6 +119,27 @@ async def test_a_load_whose_answer_was_lost_leaves_no_lease(world, ledger):
     assert (await world.log()).holder.token == ""
 
 
+async def test_an_append_nobody_answered_is_repeated_also_while_the_store_is_down(world, ledger):
+    """The server stored it, died, and came back: a refused connection in between does not end the turn."""
+    turn = await begun(ledger, None, "hi")
+    world.store.lose_answer("append")
+    world.store.fail("append", times=1)
+    await turn.close()
+    assert await world.states() == ["complete"]
+    assert (await world.log()).head.n == 1
+
+
+async def test_what_may_have_been_stored_is_never_said_to_have_failed_for_certain(world, ledger):
+    """Whoever is told so would send it again as something new."""
+    turn = await begun(ledger, None, "hi")
+    world.store.lose_answer("append")
+    world.store.fail("append")
+    with pytest.raises(StoreUnavailable) as failed:
+        await turn.close()
+    assert failed.value.unknown
+    assert await world.texts() == ["user: hi"]
+
+
 async def test_saves_of_one_turn_happen_one_after_the_other(world, ledger):
     """A handler may save from several tasks."""
     turn = await begun(ledger)

@@ -53,6 +53,8 @@ ENTRIES_A_MESSAGE = 2
 """So many entries for each message asked for are looked at to find where a window begins; more are when that was not enough."""
 ADDRESSES_A_PAGE = 20
 """So many addresses for each conversation asked for are looked at by one page of a walk over all owners."""
+ADDRESSES_A_SWEEP = 500
+"""So many tombstones, and so many leases, are removed by one batch of a sweep at most."""
 
 
 class PostgresStore(Store):
@@ -65,7 +67,8 @@ class PostgresStore(Store):
         schema: Where the tables are; only letters, digits, ``_`` and ``-``.
         migrate: ``auto`` makes missing tables at the first call, ``check`` names them then, ``off`` does not look.
         timeout: How long a call may take, waiting for a connection included, before `StoreUnavailable`.
-        unsafe: A server that may lose acknowledged turns in a crash: ``warn`` once, ``refuse`` to use it, or ``allow`` it.
+        unsafe: A server that may lose acknowledged turns in a crash: ``warn`` once, ``refuse`` to use it
+            (a `ConfigurationError`: the app does not start), or ``allow`` it.
     """
 
     name: ClassVar[str] = "postgresql"
@@ -212,8 +215,16 @@ class PostgresStore(Store):
                 return bool(row["wanted"] and row["existed"])
         raise StoreUnavailable(self.name, "delete", "the conversation never stood still; it was not deleted")
 
+    async def sweep(self) -> int:
+        """See `Store.sweep`. A lease goes two days after its last use, also where there is a conversation: the next turn makes it anew."""
+        return int((await self._database.run("sweep", "sweep", TOMBSTONE_LIFE, ADDRESSES_A_SWEEP))[0]["removed"])
+
     async def check(self) -> Health:
-        """See `Store.check`."""
+        """See `Store.check`.
+
+        Raises:
+            ConfigurationError: The server is set so that it may lose acknowledged turns, and `unsafe` is ``refuse``.
+        """
         row = (await self._database.run("check", "check"))[0]
         schema = self._database.rules.schema
         if row["written"] is None:

@@ -100,6 +100,8 @@ class BorrowedConnections(Connections):
             raise NotConnectedError from error
         try:
             yield connection
+        except asyncpg.QueryCanceledError:
+            raise
         except NOT_TO_BE_USED_AGAIN:
             connection.terminate()
             raise
@@ -153,6 +155,9 @@ class OwnConnections(Connections):
         connection = await held.take(deadline)
         try:
             yield connection
+        except asyncpg.QueryCanceledError:  # the server's own statement_timeout: that ended one statement, and nothing else
+            held.give(connection)
+            raise
         except NOT_TO_BE_USED_AGAIN as error:
             if isinstance(error, asyncpg.InvalidSQLStatementNameError | asyncpg.DuplicatePreparedStatementError):
                 self._options["statement_cache_size"] = 0
@@ -191,7 +196,11 @@ class OwnConnections(Connections):
         """Connect, and find out the first time whether prepared statements can be used."""
         connection = await asyncpg.connect(timeout=seconds, **self._options)
         if "statement_cache_size" not in self._options:
-            pooled = await _is_pooled(connection, seconds)
+            try:
+                pooled = await _is_pooled(connection, seconds)
+            except BaseException:
+                connection.terminate()
+                raise
             self._options.setdefault("statement_cache_size", 0 if pooled else 100)
             if pooled:
                 connection.terminate()

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import asyncpg
 
-from convmem.exceptions import StoreUnavailable
+from convmem.exceptions import ConfigurationError, StoreUnavailable
 from convmem.stores.postgres_connections import ERRORS, BorrowedConnections, Connection, Connections, NotConnectedError
 from convmem.stores.postgres_schema import Migrate, SchemaError, check_schema, migrate, missing_right, missing_tables, statement
 
@@ -149,14 +149,14 @@ class Database:
             raise SchemaError(_STANDBY)
         danger = _danger(row)
         if danger and self.rules.unsafe == "refuse":
-            raise SchemaError(danger)
+            raise ConfigurationError(_as_sentence(danger))
         if self.rules.migrate == "auto":
             await migrate(connection, self.rules.schema, timeout=_left(deadline))
         if self.rules.migrate == "check":
             await check_schema(connection, self.rules.schema, timeout=_left(deadline))
         if danger and self.rules.unsafe == "warn" and not self._warned:
             self._warned = True
-            warnings.warn(f"{danger[0].upper()}{danger[1:]}.", UnsafePostgresWarning, stacklevel=2)
+            warnings.warn(_as_sentence(danger), UnsafePostgresWarning, stacklevel=2)
 
 
 _STANDBY = "this server is a standby, or read-only; name the primary in CONVMEM_STORE, or all hosts: postgresql://a,b/database"
@@ -200,6 +200,10 @@ def _danger(row: Any) -> str:
             "set it to on, for this user alone with: ALTER ROLE ... SET synchronous_commit = on"
         )
     return ""
+
+
+def _as_sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def _sentence(error: BaseException) -> str:

@@ -57,6 +57,8 @@ _SURELY_OVER = timedelta(hours=1)
 _LAG = timedelta(minutes=1)
 """How far an index may be behind a conversation, by two nodes' clocks and a trip between, before it missed an append."""
 _SCANS = 20
+_A_CLUSTER = "The server is a node of a cluster; CONVMEM_STORE has to begin with redis+cluster://, and a client has to be a RedisCluster."
+_NO_CURSOR = "after is not a cursor of a walk through conversations."
 
 
 class UnsafeRedisWarning(UserWarning):
@@ -70,7 +72,7 @@ class RedisStore(Store):
         client: A `redis.asyncio.Redis` (from a Sentinel's `master_for` too) or `RedisCluster`: it says where the server is and
             how to sign in. The store opens connections of its own by it, two at most for each node and event loop; the client
             itself is neither used nor closed. A `Wire` of `convmem.stores.redis_wire` carries the calls itself; it is closed.
-        namespace: What every key begins with.
+        namespace: What every key begins with; only letters, digits, ``_`` and ``-``, for others mean something in a pattern or a slot.
         durability: ``replicas`` acknowledges an append only when so many replicas have it.
         replicas: How many, with ``durability="replicas"``.
         replicas_timeout: How long they are waited for; after that the outcome is unknown.
@@ -94,6 +96,9 @@ class RedisStore(Store):
         unsafe: Unsafe = "warn",
     ) -> None:
         """Remember where; the first call connects."""
+        if not namespace.replace("_", "").replace("-", "").isalnum() or not namespace.isascii():
+            msg = f"namespace is {namespace[:40]!r}; use letters, digits, _ and -."
+            raise ValueError(msg)
         wire = client if isinstance(client, Wire) else _wire_of(client, patience)
         self._wire = wire
         self._keys = layout.Keys(namespace)
@@ -252,7 +257,8 @@ class RedisStore(Store):
 
     async def _walk(self, tenant: str | None, after: str | None, limit: int, written_before: datetime | None) -> Page:
         """Go through every owner's index; a walk that a server's restart interrupts begins anew, for no scan survives it."""
-        place = _Place.read(after)
+        begin = self._keys.begin(tenant)
+        place = _Place.read(after, begin)
         nodes = await self._nodes("list")
         servers = [await self._identity(node) for node in nodes]
         if place.servers != servers or not 0 <= place.node <= len(nodes):
@@ -269,7 +275,10 @@ class RedisStore(Store):
                 place = place._replace(within=found[-1]) if len(found) == wanted else place._replace(indexes=place.indexes[1:], within=None)
             if items or place.node == len(nodes):
                 break
-            cursor, keys = await self._on(nodes[place.node], "list", "SCAN", place.scan, "MATCH", self._keys.indexes(tenant), "COUNT", 500)
+            try:
+                cursor, keys = await self._on(nodes[place.node], "list", "SCAN", place.scan, "MATCH", f"{begin}*", "COUNT", 500)
+            except _Refused as error:
+                raise StoreUnavailable(self.name, "list", f"the server refuses to be walked through: {error}") from error
             over = cursor == b"0"
             place = place._replace(node=place.node + over, scan=cursor.decode(), indexes=[key.decode() for key in keys])
         done = place.node == len(nodes) and not place.indexes
@@ -287,14 +296,15 @@ class RedisStore(Store):
         score = await self._command("delete", index, "ZSCORE", index, session)
         existed = bool(await self._run("delete", keys, args, acks=self._acks))
         if score is not None and (existed or at is None):
-            await self._run("forget", (index,), (session, score), operation="delete", changes=False)
+            await self._run("forget", (index,), (session, f"{float(score):.0f}"), operation="delete", changes=False)
         return existed
 
     async def check(self) -> Health:
         """See `Store.check`. It looks at every node that holds keys.
 
         Raises:
-            ConfigurationError: A server is too old, or is set up so that it may lose conversations and `unsafe` is ``refuse``.
+            ConfigurationError: A server is too old, or a cluster's where one alone was named, or is set up so that it may lose
+                conversations and `unsafe` is ``refuse``.
         """
         reports = await self._look("check")
         probe = b"%s:check:%s" % (self._keys.namespace, new_token().encode())
@@ -312,10 +322,12 @@ class RedisStore(Store):
 
     async def _look(self, operation: str) -> Sequence[Report]:
         """Ask the servers what they are, and say once what of it is dangerous."""
-        reports = [await self._report(node, operation) for node in await self._nodes(operation)]
+        reports = await self._reports(operation)
         for report in reports:
             if report.too_old:
                 raise ConfigurationError(report.too_old)
+            if report.is_clustered and not self._wire.is_cluster:
+                raise ConfigurationError(_A_CLUSTER)
         dangers = list(dict.fromkeys(danger for report in reports for danger in report.dangers))
         if self._acks and any(report.version and report.replicas < self._acks.replicas for report in reports):
             dangers.append(
@@ -327,6 +339,18 @@ class RedisStore(Store):
             for danger in dangers:
                 warnings.warn(danger, UnsafeRedisWarning, stacklevel=2)
         self._looked = True
+        return reports
+
+    async def _reports(self, operation: str) -> Sequence[Report]:
+        """Ask every server; for a check all have to answer, else one that is down holds up only whose conversations it has."""
+        reports, silence = [], None
+        for node in await self._nodes(operation):
+            try:
+                reports.append(await self._report(node, operation))
+            except StoreUnavailable as error:
+                silence = error
+        if silence is not None and (operation == "check" or not reports):
+            raise silence
         return reports
 
     async def _report(self, node: Address | None, operation: str) -> Report:
@@ -450,15 +474,18 @@ class _Place(NamedTuple):
     within: tuple[float, str] | None
 
     @classmethod
-    def read(cls, after: str | None) -> _Place:
+    def read(cls, after: str | None, begin: str) -> _Place:
+        """Return the place a cursor names; all its indexes have to begin so: a cursor never says whose conversations."""
         if after is None:
             return cls([""], -1, "0", [], None)
         try:
             servers, node, scan, indexes, within = json.loads(urlsafe_b64decode(after.encode()))
             place = cls(list(servers), int(node), str(int(scan)), list(map(str, indexes)), within and (float(within[0]), str(within[1])))
-        except (ValueError, TypeError, KeyError, IndexError) as error:
-            msg = "after is not a cursor of a walk through conversations."
-            raise ValueError(msg) from error
+            valid = all(index.startswith(begin) for index in place.indexes) and isfinite(place.within[0] if place.within else 0)
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+            raise ValueError(_NO_CURSOR) from error
+        if not valid:
+            raise ValueError(_NO_CURSOR)
         return place
 
     def text(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import unquote
@@ -62,8 +63,8 @@ def _named_by(
         try:
             host, port = await asked.discover_master(service)
         finally:
-            for each in asked.sentinels:
-                await each.aclose()
+            # The driver's own close leaves a connection open when it is cancelled before it began.
+            await asyncio.shield(asyncio.gather(*(each.aclose() for each in asked.sentinels)))
         return kind(host=host, port=port, **kwargs)
 
     return make

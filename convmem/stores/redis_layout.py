@@ -76,9 +76,9 @@ class Keys:
         tenant, owner, _ = key.path
         return f"{self._index}{tenant}/{owner}".encode()
 
-    def indexes(self, tenant: str | None) -> str:
-        """Return the pattern of all owners' indexes of a tenant, or of every tenant. No part of a path means anything in a pattern."""
-        return f"{self._index}*" if tenant is None else f"{self._index}{path_of_tenant(tenant)}/*"
+    def begin(self, tenant: str | None) -> str:
+        """Return how the keys of all owners' indexes of a tenant begin, or of every tenant's. Nothing in it means anything in a pattern."""
+        return self._index if tenant is None else f"{self._index}{path_of_tenant(tenant)}/"
 
     def owner_of(self, index: bytes) -> tuple[str, str]:
         """Return the tenant and the owner, as in `SessionKey.path`, whose index a key is."""

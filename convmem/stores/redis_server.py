@@ -20,6 +20,7 @@ class Report:
         fsync: How often that file is flushed: always, everysec or no; empty when it does not say.
         snapshots: Whether it writes snapshots by itself; None when it does not say.
         replicas: How many are connected.
+        is_clustered: Whether it is a node of a cluster.
     """
 
     software: str
@@ -29,6 +30,7 @@ class Report:
     fsync: str = ""
     snapshots: bool | None = None
     replicas: int = 0
+    is_clustered: bool = False
 
     @classmethod
     def of(cls, info: bytes, config: Iterable[bytes]) -> Report:
@@ -48,6 +50,7 @@ class Report:
             fsync=settings.get("appendfsync", ""),
             snapshots=None if saves is None else saves != "",
             replicas=int(facts.get("connected_slaves", "0")),
+            is_clustered=facts.get("cluster_enabled") == "1",
         )
 
     @property

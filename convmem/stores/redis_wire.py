@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,8 +93,34 @@ class _Call:
     acks: Acks | None
     future: asyncio.Future[tuple[Any, int]]
     timer: asyncio.Timeout
-    sent: bool = False
+    link: _Link | None = None
     reply: Any = None
+
+    @property
+    def sent(self) -> bool:
+        return self.link is not None
+
+
+class _Link:
+    """A connection and the calls whose replies it owes. They end with it: no reply is ever taken for one to a call on another.
+
+    Attributes:
+        given_up: Done when its replies are not waited for any more.
+        retired: Whether it takes no more calls: it ends after the reply to the last of them.
+    """
+
+    __slots__ = ("connection", "flying", "given_up", "retired")
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self.connection = connection
+        self.flying: deque[_Call | list[_Call]] = deque()
+        self.given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.retired = False
+
+    def give_up(self) -> None:
+        self.retired = True
+        if not self.given_up.done():
+            self.given_up.set_result(None)
 
 
 class Lane:
@@ -108,10 +136,9 @@ class Lane:
         self._make = make
         self._patience = patience
         self._queue: deque[_Call] = deque()
-        self._flying: deque[_Call | list[_Call]] = deque()
+        self._link: _Link | None = None
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._connected = False
         self._not_before = 0.0
         self._pause = _PAUSES[0]
 
@@ -122,11 +149,11 @@ class Lane:
             Lost: No reply; the connection failed, or the patience was over.
             ResponseError: The server answered with an error.
         """
-        if len(self._queue) + len(self._flying) >= _MOST_WAITING:
+        if len(self._queue) + (len(self._link.flying) if self._link else 0) >= _MOST_WAITING:
             reason = f"{_MOST_WAITING} calls wait for it already"
             raise Lost(reason, sent=False)
         loop = asyncio.get_running_loop()
-        timer = asyncio.timeout(self._patience.reply if self._connected else self._patience.connect)
+        timer = asyncio.timeout(self._patience.reply if self._link else self._patience.connect)
         call = _Call(packed, replies, acks, loop.create_future(), timer)
         try:
             async with timer:
@@ -136,11 +163,10 @@ class Lane:
                     self._task = loop.create_task(self._serve(), name="convmem-redis")
                 reply, confirmed = await call.future
         except TimeoutError:
-            if not call.sent:
+            if call.link is None:
                 reason = f"no connection within {self._patience.connect:g} s"
                 raise Lost(reason, sent=False) from None
-            if self._task is not None:
-                self._task.cancel()  # it may be dead without a word: the next call gets a new connection
+            call.link.give_up()  # it may be dead without a word: the next call gets a new connection
             reason = f"no reply within {self._patience.reply:g} s"
             raise Lost(reason, sent=True) from None
         if isinstance(reply, ResponseError):
@@ -164,12 +190,14 @@ class Lane:
     async def _serve(self) -> None:
         """Connect and carry calls, for as long as there are any or the connection stays."""
         error: BaseException = asyncio.CancelledError()
-        connection: AbstractConnection | None = None
         loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
         try:
             while self._queue:
                 if self._not_before > loop.time():
                     await asyncio.sleep(self._not_before - loop.time())
+                connection: AbstractConnection | None = None
                 try:
                     async with asyncio.timeout(self._patience.connect):
                         connection = await self._make()
@@ -177,81 +205,86 @@ class Lane:
                 except (RedisError, OSError) as failure:
                     self._not_before = loop.time() + self._pause * random.uniform(0.5, 1)  # noqa: S311 - so that workers do not come at once
                     self._pause = min(2 * self._pause, _PAUSES[1])
-                    self._fail(self._queue, failure)
+                    error = failure
                     return
-                self._pause, self._not_before = _PAUSES[0], loop.time() + _PAUSES[0]
-                connection.socket_timeout = None  # the lane reads all the time; each call has its own patience
-                error = await self._carry(connection)
-                await self._disconnect(connection)
-                self._fail(self._flying, error)
+                else:
+                    if task.cancelling():
+                        return  # the driver loses a cancellation now and then while it connects, and nobody would end this connection
+                    self._pause, self._not_before = _PAUSES[0], loop.time() + _PAUSES[0]
+                    connection.socket_timeout = None  # the lane reads all the time; each call has its own patience
+                    await self._carry(_Link(connection))
+                finally:
+                    if connection is not None:
+                        with suppress(RedisError, OSError):
+                            await connection.disconnect(nowait=True)
         except BaseException as unforeseen:
             error = unforeseen
             raise
         finally:
-            self._connected = False
-            if connection is not None:
-                await self._disconnect(connection)
-            self._fail(self._flying, error)
             self._fail(self._queue, error)
 
-    async def _disconnect(self, connection: AbstractConnection) -> None:
-        self._connected = False
-        await connection.disconnect()
-
-    async def _carry(self, connection: AbstractConnection) -> BaseException:
-        """Write and read until either fails; return why."""
-        self._connected = True
+    async def _carry(self, link: _Link) -> None:
+        """Write and read until either fails."""
+        self._link = link
         self._wanted.set()
-        tasks = [asyncio.ensure_future(self._write(connection)), asyncio.ensure_future(self._read(connection))]
+        tasks = [asyncio.ensure_future(self._write(link)), asyncio.ensure_future(self._read(link))]
+        error: BaseException = asyncio.CancelledError()
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([*tasks, link.given_up], return_when=asyncio.FIRST_COMPLETED)
+            error = next(filter(None, (each.exception() for each in done)), error)
         finally:
+            self._link = None
             for task in tasks:
                 task.cancel()
+            self._fail(link.flying, error)
             await asyncio.gather(*tasks, return_exceptions=True)
-        return next(iter(done)).exception() or ConnectionError("closed")
 
-    async def _write(self, connection: AbstractConnection) -> None:
+    async def _write(self, link: _Link) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await self._wanted.wait()
             self._wanted.clear()
+            if link.retired:
+                continue
             batch = [call for call in self._queue if not call.future.done()]
             self._queue.clear()
             if not batch:
                 continue
             confirmed = [call for call in batch if call.acks]
             for call in batch:
-                call.sent = True
+                call.link = link
                 call.timer.reschedule(loop.time() + self._patience.reply)
-            self._flying.extend(batch)
+            link.flying.extend(batch)
             parts = [call.packed for call in batch]
             if confirmed:
                 wanted = [call.acks for call in confirmed if call.acks]
                 parts.append(pack("WAIT", max(a.replicas for a in wanted), max(a.timeout for a in wanted)))
-                self._flying.append(confirmed)
-            await connection.send_packed_command(b"".join(parts), check_health=False)
+                link.flying.append(confirmed)
+            await link.connection.send_packed_command(b"".join(parts), check_health=False)
 
-    async def _read(self, connection: AbstractConnection) -> None:
-        while True:
+    async def _read(self, link: _Link) -> None:
+        flying = link.flying
+        while flying or not link.retired:
             try:
-                reply = await connection.read_response(disable_decoding=True)
+                reply = await link.connection.read_response(disable_decoding=True)
             except ResponseError as error:
                 reply = error
-            if not self._flying:
+            if not flying:
                 msg = "the server sent a reply that nobody asked for"
                 raise ConnectionError(msg)
-            first = self._flying[0]
+            first = flying[0]
             if isinstance(first, list):
-                self._flying.popleft()
+                flying.popleft()
                 for call in first:
                     _settle(call, reply if isinstance(reply, int) else 0)
                 continue
             first.replies -= 1
             if first.replies:
                 continue
-            self._flying.popleft()
+            flying.popleft()
             first.reply = reply
+            if isinstance(reply, ReadOnlyError):  # a primary that was demoted: the next connection may lead to the new one
+                link.retired = True
             if first.acks is None or isinstance(reply, ResponseError):
                 _settle(first, 0)
 
@@ -278,6 +311,9 @@ def _reason(error: BaseException) -> str:
     return "the connection was closed" if isinstance(error, asyncio.CancelledError) else str(error) or type(error).__name__
 
 
+_Lanes = dict[asyncio.AbstractEventLoop, dict[tuple[Address | None, bool], Lane]]
+
+
 class Wire(ABC):
     """The way to one server, or to the nodes of a cluster.
 
@@ -292,7 +328,8 @@ class Wire(ABC):
         """Connect to nothing yet."""
         self._patience = patience
         self.location = location
-        self._lanes: dict[asyncio.AbstractEventLoop, dict[tuple[Address | None, bool], Lane]] = {}
+        self._lanes: _Lanes = {}
+        self._lock = threading.Lock()
 
     @abstractmethod
     async def send(self, key: bytes | None, packed: bytes, acks: Acks | None = None, *, again: bool = True) -> tuple[Any, int]:
@@ -334,8 +371,9 @@ class Wire(ABC):
         loop = asyncio.get_running_loop()
         lanes = self._lanes.get(loop)
         if lanes is None:
-            self._lanes = {other: lanes for other, lanes in self._lanes.items() if not other.is_closed()}
-            lanes = self._lanes[loop] = {}
+            with self._lock:  # event loops may run in several threads
+                lanes = {}
+                self._lanes = {**{other: lanes for other, lanes in self._lanes.items() if not other.is_closed()}, loop: lanes}
         lane = lanes.get((address, durable))
         if lane is None:
             lane = lanes[address, durable] = Lane(lambda: self._make(address), self._patience)
@@ -389,8 +427,6 @@ class SingleWire(Wire):
                 return await lane.call(packed, acks=acks)
             except (Lost, ReadOnlyError) as error:
                 await tries.again(error)
-                if isinstance(error, ReadOnlyError):
-                    await lane.aclose()  # a primary that was demoted: find the new one
 
     async def primaries(self) -> Sequence[Address | None]:
         """See `Wire.primaries`."""
@@ -434,20 +470,21 @@ class ClusterWire(Wire):
         while True:
             try:
                 return await self._at(slot, packed, acks)
-            except (Lost, TryAgainError, ClusterDownError, ReadOnlyError) as error:
+            except (Lost, TryAgainError, ClusterDownError, ReadOnlyError, AskError) as error:  # a MOVED is an AskError too
                 await tries.again(error)
                 self._ranges = ()
 
     async def _at(self, slot: int, packed: bytes, acks: Acks | None) -> tuple[Any, int]:
-        lane = self._lane(await self._address(slot), durable=acks is not None)
+        at = await self._address(slot)
+        lane = self._lane(at, durable=acks is not None)
         try:
             return await lane.call(packed, acks=acks)
         except MovedError as moved:
             self._ranges = ()
-            address = self._moved[slot] = (str(moved.host), int(moved.port))
+            address = self._moved[slot] = (str(moved.host or at[0]), int(moved.port))  # no host: this one's (Redis 7)
             return await self._lane(address, durable=acks is not None).call(packed, acks=acks)
         except AskError as asked:
-            address = (str(asked.host), int(asked.port))
+            address = (str(asked.host or at[0]), int(asked.port))
             return await self._lane(address, durable=acks is not None).call(_ASKING + packed, replies=2, acks=acks)
         except Lost:
             self._ranges = ()
@@ -493,4 +530,8 @@ class ClusterWire(Wire):
         """See `Wire.ask`."""
         packed = pack(*command)
         assert node is not None
-        return (await self._lane(node, durable=False).call(packed))[0]
+        try:
+            return (await self._lane(node, durable=False).call(packed))[0]
+        except Lost:
+            self._ranges = ()  # it may have left the cluster
+            raise

@@ -136,6 +136,7 @@ class AdapterContract:
         natives = [...]  # the framework's own messages, of every kind it has
         refused = [(message, "metadata.tool"), ...]  # messages that cannot be stored, and the field that is named
         has_ids = True  # False: the framework's messages have none
+        names_results = True  # False: a result of the framework's has the id of its call only, and not the tool's name
 
         async def speak(self, question): ...  # one turn through the framework, inside the conversation that runs
     """
@@ -145,6 +146,7 @@ class AdapterContract:
     natives: Sequence[Any]
     refused: Sequence[tuple[Any, str]] = ()
     has_ids: bool = True
+    names_results: bool = True
 
     @pytest.fixture
     def store(self) -> CountedStore:
@@ -174,7 +176,7 @@ class AdapterContract:
         """A conversation may be continued under another framework: text, media, reasoning, calls and results are there."""
         for message in CONVERSATION:
             again = self.from_native(self.to_native(message))
-            for name in ("role", "text", "tool_calls", "tool_call_id", "name"):
+            for name in ("role", "text", "tool_calls", "tool_call_id", *(["name"] if self.names_results else [])):
                 assert getattr(again, name) == getattr(message, name), (name, message)
             assert _said(again) == _said(message)
 

@@ -1,11 +1,14 @@
-"""One conversation under two frameworks: begun with one, continued with the other, and back."""
+"""One conversation under several frameworks: begun with one, continued with the others, and back."""
 
 import asyncio
+import json
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pytest
+from agents import Agent, RunConfig, Runner, function_tool
+from agents.testing import ScriptedModel, assistant_message, function_call
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from langchain.agents import create_agent
@@ -27,6 +30,7 @@ from convmem import (
 )
 from convmem_langchain import MemoryMiddleware, from_langchain, to_langchain
 from convmem_llamaindex import from_llamaindex, memory_for, to_llamaindex
+from convmem_openai_agents import ConversationSession, from_items, to_items
 
 # the workflows below LlamaIndex's agents look at every attribute of an agent, deprecated ones of pydantic too
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20", "ignore::pydantic.PydanticDeprecatedSince211")
@@ -84,6 +88,23 @@ def in_llamaindex(message: ChatMessage) -> Said:
         message.additional_kwargs.get("tool_call_id"),
         tuple(block.resolve_image().read() for block in message.blocks if isinstance(block, ImageBlock)),
     )
+
+
+def in_openai_agents(items: Sequence[Any]) -> list[Said]:
+    """Read items with what OpenAI has for that."""
+    said: list[Said] = []
+    for item in items:
+        match item:
+            case {"type": "function_call"}:
+                said.append(Said("assistant", calls=((item["call_id"], item["name"], json.loads(item["arguments"])),)))
+            case {"type": "function_call_output"}:
+                said.append(Said("tool", item["output"], answers=item["call_id"]))
+            case {"role": role, "content": str(text)}:
+                said.append(Said(role, text))
+            case {"role": role, "content": blocks}:
+                images = tuple(b64decode(block["image_url"].partition(",")[2]) for block in blocks if block["type"] == "input_image")
+                said.append(Said(role, "".join(block.get("text", "") for block in blocks), images=images))
+    return said
 
 
 class LangChain:
@@ -148,18 +169,42 @@ class LlamaIndex:
         return [in_llamaindex(message) for message in self.seen[-1]]
 
 
+class OpenAIAgents:
+    """An app's route with an agent of OpenAI's SDK."""
+
+    def __init__(self) -> None:
+        """Begin with nothing seen."""
+        self.seen: list[list[Any]] = []
+        self.wrote: list[list[Any]] = []
+
+    async def chat(self, name: str) -> str:
+        model = ScriptedModel([[function_call("look", {"at": name}, call_id=f"call-{name}")], [assistant_message(f"A cat: {name}.")]])
+        image = {"type": "input_image", "image_url": f"data:image/png;base64,{b64encode(picture(name)).decode()}", "detail": "low"}
+        question: Any = {"role": "user", "content": [{"type": "input_text", "text": f"What is {name}?"}, image]}
+        agent: Any = Agent("an agent", model=model, tools=[function_tool(look)])
+        result = await Runner.run(agent, [question], session=ConversationSession(), run_config=RunConfig(tracing_disabled=True))
+        self.seen += [list(call.input) for call in model.calls]
+        self.wrote.append([question, *(item.to_input_item() for item in result.new_items)])
+        return str(result.final_output)
+
+    def saw(self) -> list[Said]:
+        """Return what the model was sent, the last time."""
+        return in_openai_agents(self.seen[-1])
+
+
 class App:
-    """An app with a route for each framework, and one that uses both within a turn; its one user is Ada."""
+    """An app with a route for each framework, and one that uses two within a turn; its one user is Ada."""
 
     def __init__(self, store) -> None:
         """Make the app."""
         self.store = store
-        self.langchain, self.llamaindex = LangChain(), LlamaIndex()
+        self.langchain, self.llamaindex, self.openai_agents = LangChain(), LlamaIndex(), OpenAIAgents()
         app = FastAPI()
         settings = Settings({}, secret_key="a secret key of thirty-two bytes")
         app.add_middleware(ConversationMiddleware, store=store, settings=settings, resolvers=[from_callable(lambda scope: "ada")])
         app.post("/langchain")(self.langchain.chat)
         app.post("/llamaindex")(self.llamaindex.chat)
+        app.post("/openai_agents")(self.openai_agents.chat)
         app.post("/both")(self.both)
         self.http = TestClient(app)
 
@@ -276,3 +321,25 @@ def test_a_message_passed_through_the_other_framework_still_says_the_same(app):
     everything = [said for name in ("a-1", "a-2", "a-3") for said in turn(name)]
     assert [in_langchain(to_langchain(from_llamaindex(to_llamaindex(message)))) for message in messages] == everything
     assert [in_llamaindex(to_llamaindex(from_langchain(to_langchain(message)))) for message in messages] == everything
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_a_conversation_goes_through_all_frameworks_and_back(first, app):
+    """Whoever begins: each model is sent all that was said, its own messages come back equal, and nothing is stored twice."""
+    routes = ["langchain", "llamaindex", "openai_agents"]
+    routes = [*routes[first:], *routes[:first], routes[first]]
+    for route, name in zip(routes, "abcd", strict=True):
+        app.ask(route, name)
+        everything = [said for earlier in "abcd"[: "abcd".index(name) + 1] for said in turn(earlier)]
+        assert getattr(app, route).saw() == everything[:-1]
+    messages, turns = app.stored()
+    assert turns == 4
+    assert [in_llamaindex(to_llamaindex(message)) for message in messages] == [said for name in "abcd" for said in turn(name)]
+    mine = [i for i, route in enumerate(routes) if route == "openai_agents"]
+    assert [to_items(messages[i * 4 : i * 4 + 4]) for i in mine] == app.openai_agents.wrote
+    for seen in app.openai_agents.seen:
+        assert_a_model_takes(in_openai_agents(seen))
+    assert in_openai_agents(to_items(from_langchain(to_langchain(messages)))) == [said for name in "abcd" for said in turn(name)]
+    assert [in_langchain(to_langchain(message)) for message in from_items(to_items(messages))] == [
+        said for name in "abcd" for said in turn(name)
+    ]

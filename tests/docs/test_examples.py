@@ -2,11 +2,14 @@
 
 The conventions, by the language of a block; each page has a directory of its own, and its blocks share one namespace:
 
-- ``python``: executed. With a title it is also a file of that name, there from the beginning, to be imported and served.
+- ``python``: executed; one that awaits at its top is a notebook's cell. With a title it is also a file of that name, there from the
+  beginning, to be imported and served.
 - ``diff``: with a title. What it results in is written to the file, and executed like ``python``; what it starts from must compile.
 - ``console``: each line that begins with ``$`` is run in bash; the lines below are what it writes to standard output, ``...``
   standing for anything. See `terminal`.
-- ``json``: parsed.
+- ``json``: parsed. With the title ``answer.json`` it is the problem document that the variable ``answer`` holds when the block is reached,
+  ``...`` in a text standing for anything.
+- ``js``: with a title; the file is written, and a test runs it in a browser (`test_origins`, `test_stop_button`).
 - ``text``: a picture or a log, nothing to run.
 
 A page whose blocks name ``REDIS_URL`` finds the address of a server there.
@@ -14,6 +17,9 @@ A page whose blocks name ``REDIS_URL`` finds the address of a server there.
 A block below ``<!-- not run: reason -->`` is left alone, and has to be listed here. Warnings are errors everywhere.
 """
 
+import ast
+import asyncio
+import inspect
 import json
 import os
 import re
@@ -27,6 +33,7 @@ from .pages import ROOT, anchors_of, blocks_of, links_of, name_of, pages
 from .terminal import Terminal
 
 NOT_RUN = {
+    "docs/how-to/several-workers.md": ["a part of a deployment"],
     "README.md": ["installs packages", "each makes an environment on first use, and the second runs this very test"],
     "docs/tutorial.md": ["installs packages"],
 }
@@ -43,8 +50,10 @@ def directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    before = set(sys.modules)
+    before, environment = set(sys.modules), dict(os.environ)
     yield tmp_path
+    for name in set(os.environ) - set(environment):
+        del os.environ[name]
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
@@ -81,11 +90,17 @@ def test_every_code_block_runs(page, directory, servers, monkeypatch):
     with Terminal(directory) as terminal:
         for block in blocks:
             RUN[block.language](block, directory, namespace, terminal)
+    for loop in [value for value in vars(namespace).values() if isinstance(value, asyncio.AbstractEventLoop)]:
+        loop.close()  # what a platform would keep as long as the process
+        asyncio.set_event_loop(None)
 
 
 def run_python(block, directory, namespace, terminal):
     padded = "\n" * (block.line - 1) + block.code  # so that a traceback names the line of the page
-    exec(compile(padded, block.page, "exec", dont_inherit=True), namespace.__dict__)
+    code = compile(padded, block.page, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    cell = eval(code, namespace.__dict__)
+    if code.co_flags & inspect.CO_COROUTINE:
+        asyncio.run(cell)
 
 
 def run_diff(block, directory, namespace, terminal):
@@ -112,14 +127,34 @@ def run_console(block, directory, namespace, terminal):
 
 
 def run_json(block, directory, namespace, terminal):
-    json.loads(block.code)
+    document = json.loads(block.code)
+    if block.title != "answer.json":
+        return
+    answer = namespace.answer
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.status_code == document["status"]
+    assert matches(document, answer.json()), f"{block.place}: {answer.text}"
+
+
+def matches(shown, sent):
+    """Return whether a JSON value is the one that is shown, ``...`` standing for anything in a text."""
+    if isinstance(shown, dict) and isinstance(sent, dict):
+        return shown.keys() == sent.keys() and all(matches(value, sent[name]) for name, value in shown.items())
+    if isinstance(shown, str) and isinstance(sent, str):
+        return re.fullmatch(".*?".join(map(re.escape, shown.split("..."))), sent, re.DOTALL) is not None
+    return type(shown) is type(sent) and shown == sent
 
 
 def look_at_text(block, directory, namespace, terminal):
     assert not re.search(r"^\$ |^import |^from \w+ import ", block.code, re.MULTILINE), f"{block.place}: this is code, name its language"
 
 
-RUN = {"python": run_python, "diff": run_diff, "console": run_console, "json": run_json, "text": look_at_text}
+def write_js(block, directory, namespace, terminal):
+    assert block.title, f'{block.place}: which file is it? ```js title="chat.js"'
+    (directory / block.title).write_text(block.code, encoding="utf-8")
+
+
+RUN = {"python": run_python, "diff": run_diff, "console": run_console, "js": write_js, "json": run_json, "text": look_at_text}
 
 
 def test_what_is_not_run_is_listed():

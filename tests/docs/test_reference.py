@@ -1,6 +1,7 @@
 """The reference pages name everything there is, with the facts the code has."""
 
 import importlib.util
+import json
 import re
 
 import pytest
@@ -8,8 +9,9 @@ import pytest
 import convmem
 from convmem import Conversation, ConvmemError, Settings
 from convmem.stores.base import Outcome, Store
+from tests.servers.commands import SERVERS
 
-from .pages import DOCS
+from .pages import DOCS, blocks_of
 
 PAGES = DOCS / "reference"
 
@@ -33,17 +35,38 @@ def test_the_page_of_settings_is_current(monkeypatch):
     assert text_of("settings.md") == generator.page()
 
 
-@pytest.mark.parametrize("error", [error for error in every_error() if error.__module__ == "convmem.exceptions"])
-def test_every_error_is_explained(error):
-    """Who looks up an error finds its status, its code, and what to do."""
-    section = re.search(rf"^### {error.__name__}\n\n(.+?)(?=^##|\Z)", text_of("errors.md"), re.DOTALL | re.MULTILINE)
-    assert section, f"errors.md has no section on {error.__name__}"
-    assert section[1].startswith(f"{error.status} `{error.code}`")
-    if error is not ConvmemError:
-        words = section[1].replace("\n", " ")
-        assert all(question in words for question in ("**What happened:**", "**Why:**", "**What to do:**"))
-    retry = error.retry_after is not None or error.__name__ == "ConversationBusy"
-    assert ("`Retry-After" in section[1].split(".")[0]) == retry
+ERRORS = [error for error in every_error() if error.__module__ == "convmem.exceptions"]
+NEVER_AN_ANSWER = {
+    "convmem_error": "the base of all others is not raised itself",
+    "no_conversation": "without a middleware on the path nobody is there to answer",
+    "visitor_too_late": "the response has begun",
+}
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_every_error_has_a_page(error):
+    """Who looks up the type of a problem finds what happened, why, what to do, and the answer as it is sent; it is run with the page."""
+    page = PAGES / "errors" / f"{error.code}.md"
+    text = page.read_text(encoding="utf-8")
+    retry = error.retry_after is not None or error is convmem.ConversationBusy
+    facts = text.splitlines()[2]
+    assert text.startswith(f"# {error.code}\n\n**{error.status}** · `convmem.{error.__name__}` · type `urn:convmem:problem:{error.code}`")
+    assert ("`Retry-After" in facts) == retry
+    assert re.findall("^## (.+)$", text, re.MULTILINE)[:3] == ["What happened", "Why", "What to do"]
+    answers = [json.loads(block.code) for block in blocks_of(page) if block.title == "answer.json"]
+    assert [answer["code"] for answer in answers] == ([] if error.code in NEVER_AN_ANSWER else [error.code])
+
+
+def test_every_error_is_in_the_table():
+    """The list of all, with the status a client can count on."""
+    text = text_of("errors.md")
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| \[(\w+)\]\(errors/(\w+)\.md\) \|", text, re.MULTILINE)
+    assert sorted(rows) == sorted((error.__name__, str(error.status), error.code, error.code) for error in ERRORS[1:])
+
+
+def test_no_page_explains_an_error_that_is_gone():
+    """A page that nothing leads to any more misleads."""
+    assert {page.stem for page in (PAGES / "errors").iterdir()} == {error.code for error in ERRORS}
 
 
 def test_every_public_name_is_on_the_page():
@@ -73,3 +96,9 @@ def test_every_setting_named_anywhere_exists():
     for page in [DOCS.parent / "README.md", *DOCS.rglob("*.md")]:
         named = set(re.findall(r"CONVMEM_[A-Z_]+[A-Z]", page.read_text(encoding="utf-8")))
         assert named <= known, page
+
+
+def test_the_readme_names_the_servers_that_are_tested():
+    """What works with what is a claim; for servers, the table beside it is the one the tests start them from."""
+    row = next(line for line in (DOCS.parent / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("| servers |"))
+    assert {name for name in SERVERS if name in row} == set(SERVERS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator
 from typing import Self
@@ -11,15 +12,25 @@ import pytest
 import pytest_asyncio
 
 from tests.faults.proxy import Proxy
+from tests.faults.waiting import until
+from tests.servers.processes import HOST
+from tests.wheels.certificate import certificate
+
+
+@pytest.fixture
+def arrived() -> list[bytes]:
+    """Return the lines that reached the server."""
+    return []
 
 
 @pytest_asyncio.fixture
-async def proxy() -> AsyncIterator[Proxy]:
+async def proxy(arrived: list[bytes]) -> AsyncIterator[Proxy]:
     """Return a proxy in front of a server that answers each line with itself, in capitals."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while line := await reader.readline():
+                arrived.append(line)
                 writer.write(line.upper())
                 await writer.drain()
         except OSError:
@@ -82,6 +93,21 @@ async def test_a_stalled_link_is_silent_and_goes_on_where_it_was(proxy):
             await asyncio.wait_for(client.ask(b"hello\n"), 0.1)
         await proxy.mend()
         assert await client.reader.readline() == b"HELLO\n"
+
+
+@pytest.mark.asyncio
+async def test_what_a_client_sent_before_it_left_arrives(proxy, arrived):
+    """As on a real link: the server does what nobody waits for any more."""
+    async with Client(proxy) as client:
+        await client.ask(b"first\n")
+        proxy.stall()
+        client.writer.write(b"second\n")
+        client.writer.close()
+        await asyncio.sleep(0.05)
+    assert arrived == [b"first\n"]
+    await proxy.mend()
+    await until(lambda: proxy.open == 0)
+    assert arrived == [b"first\n", b"second\n"]
 
 
 @pytest.mark.asyncio
@@ -156,6 +182,40 @@ async def test_a_client_that_leaves_leaves_nothing_behind(proxy):
     """Or a test that counts open connections counts those of the test before."""
     async with Client(proxy) as client:
         await client.ask(b"hello\n")
-    async with asyncio.timeout(2):
-        while proxy.open:  # noqa: ASYNC110 - what is waited for happens in the kernel
-            await asyncio.sleep(0.01)
+    await until(lambda: proxy.open == 0, seconds=2)
+
+
+@pytest.mark.asyncio
+async def test_a_silent_connection_stays_open_and_carries_nothing_ever_again(proxy, arrived):
+    """What a firewall does that forgot it; neither side is told, and a new connection works."""
+    async with Client(proxy) as silent, Client(proxy):
+        await silent.ask(b"one\n")
+        proxy.silence()
+        silent.writer.write(b"two\n")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(silent.reader.read(1), 0.1)
+        assert proxy.open == 2
+        await proxy.mend()
+        silent.writer.write(b"three\n")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(silent.reader.read(1), 0.1)
+    async with Client(proxy) as other:
+        assert await other.ask(b"four\n") == b"FOUR\n"
+    assert arrived == [b"one\n", b"four\n"]
+
+
+@pytest.mark.asyncio
+async def test_it_ends_tls_in_front_of_a_server_that_has_none(tmp_path):
+    """The wheels' servers have none; an end of the server's is an end for the client too."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write((await reader.readline()).upper())
+        writer.close()
+
+    file, context = certificate(tmp_path)
+    server = await asyncio.start_server(answer, HOST, 0)
+    async with server, Proxy(HOST, server.sockets[0].getsockname()[1], context) as proxy:
+        reader, writer = await asyncio.open_connection(HOST, proxy.port, ssl=ssl.create_default_context(cafile=file))
+        writer.write(b"one\n")
+        assert await asyncio.wait_for(reader.read(), 2) == b"ONE\n"
+        writer.transport.abort()

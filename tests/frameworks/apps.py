@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.docs.pages import DOCS, blocks_of
 from tests.frameworks.catalogue import Framework
-from tests.servers.commands import SERVERS
+from tests.servers.commands import SERVERS, VARIANTS
 from tests.servers.processes import PYTHON, Server, clean_environment
 
 MODEL = '''
@@ -40,7 +40,7 @@ async def stream(messages):
         yield f"{word} "
 '''
 
-OPTIONS = {"uvicorn-h11": ("uvicorn", ["--http", "h11"]), "uvicorn": ("uvicorn", ["--http", "httptools"])}
+OPTIONS = {**VARIANTS, "uvicorn": VARIANTS["uvicorn-httptools"]}
 
 
 def write(framework: Framework, directory: Path) -> None:

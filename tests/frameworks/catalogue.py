@@ -42,19 +42,12 @@ class Framework:
     prepare: tuple[tuple[str, ...], ...] = ()
 
     @property
-    def row(self) -> str:
-        """Its line in the table."""
-        cells = [
-            f"[{self.title}](frameworks/{self.name}.md)",
-            f"`{self.takes}`",
-            self.in_a_thread,
-            self.follows_up,
-            YES if self.websocket else NO,
-            YES if self.mounts else NO,
-            self.signs_in,
-            self.after_leaving,
-        ]
-        return f"| {' | '.join(cells)} |"
+    def rows(self) -> tuple[str, str]:
+        """Its lines in the two tables: how it is written, and what it has."""
+        link = f"[{self.title}](frameworks/{self.name}.md)"
+        written = (link, f"`{self.takes}`", self.in_a_thread, self.follows_up)
+        has = (link, YES if self.websocket else NO, YES if self.mounts else NO, self.signs_in, self.after_leaving)
+        return f"| {' | '.join(written)} |", f"| {' | '.join(has)} |"
 
 
 BY_REQUEST = "await get_conversation(request)"

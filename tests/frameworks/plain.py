@@ -230,9 +230,9 @@ def falcon():
 
 
 def blacksheep():
-    from blacksheep import Application, Content, Cookie, Request, Response, StreamedContent
+    from blacksheep import Application, Content, Cookie, Request, Response, Router, StreamedContent
 
-    app = Application()
+    app = Application(router=Router())
 
     @app.router.get("/json")
     async def as_json():

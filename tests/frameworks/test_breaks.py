@@ -10,7 +10,7 @@ import httpx
 import pytest
 from a2wsgi import WSGIMiddleware
 from asgiref.wsgi import WsgiToAsgi
-from blacksheep import Application, Request
+from blacksheep import Application, Request, Router
 from flask import Flask
 from quart import Quart, request as quart_request, stream_with_context
 from websockets.exceptions import InvalidStatus
@@ -106,7 +106,7 @@ async def test_a_quart_stream_has_the_conversation_and_not_the_request(memory_wo
 async def test_a_blacksheep_request_loses_its_scope_after_the_answer(memory_world):
     """A task that goes on takes the conversation from the context, or is handed it."""
     seen = []
-    app = Application()
+    app = Application(router=Router())
 
     @app.router.get("/chat")
     async def chat(request: Request):

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import httpx
 import pytest
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
 
 from tests.frameworks.apps import serve
 from tests.frameworks.catalogue import FRAMEWORKS, Framework
@@ -165,7 +166,7 @@ def test_a_background_task_of_a_new_visitor_comes_after_the_first_turn(running):
 
 
 @contextmanager
-def socket_of(running: Running, client: httpx.Client) -> Iterator[ClientConnection]:
+def socket_of(running: Running, client: httpx.Client) -> Iterator[Connection]:
     """Open a WebSocket with the cookies of a client, which keeps the one that the handshake brings."""
     url = running.server.url.replace("http", "ws", 1) + "/chat/socket"
     cookies = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
@@ -185,7 +186,7 @@ def need_websockets(running: Running) -> None:
         pytest.skip("declared: daphne leaves out what Quart needs for a WebSocket; see test_breaks")
 
 
-def ask(socket: ClientConnection, text: str) -> str | bytes:
+def ask(socket: Connection, text: str) -> str | bytes:
     """Say something on a WebSocket and return the answer."""
     socket.send(text)
     return socket.recv(10)

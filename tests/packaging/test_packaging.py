@@ -42,8 +42,9 @@ def test_the_wheel_holds_the_package_and_nothing_of_the_checkout(wheel):
     """The editable install puts the whole checkout on the path; only the wheel shows what a user gets."""
     names = set(wheel.namelist())
     tops = {name.partition("/")[0] for name in names}
-    assert tops == {"convmem", "convmem_langchain", "convmem_llamaindex", INFO}
-    assert {f"{package}/{file}" for package in ("convmem_langchain", "convmem_llamaindex") for file in ("__init__.py", "py.typed")} <= names
+    assert tops == {"convmem", "convmem_langchain", "convmem_llamaindex", "convmem_openai_agents", INFO}
+    packages = ("convmem_langchain", "convmem_llamaindex", "convmem_openai_agents")
+    assert {f"{package}/{file}" for package in packages for file in ("__init__.py", "py.typed")} <= names
     assert {"convmem/__init__.py", "convmem/py.typed", "convmem/cli/__init__.py"} <= names
     assert f"{INFO}/licenses/LICENSE" in names
     assert "convmem/bootstrap.py" not in names
@@ -62,7 +63,20 @@ def test_every_extra_can_be_installed_by_its_name(wheel):
     """The install lines in the errors and in the docs name these."""
     metadata = wheel.read(f"{INFO}/METADATA").decode()
     extras = {line.removeprefix("Provides-Extra: ") for line in metadata.splitlines() if line.startswith("Provides-Extra: ")}
-    assert extras == {"all", "cli", "demo", "langchain", "llamaindex", "otel", "postgres", "redis", "test", "tokens"}
+    assert extras == {
+        "all",
+        "cli",
+        "demo",
+        "docs",
+        "langchain",
+        "llamaindex",
+        "openai-agents",
+        "otel",
+        "postgres",
+        "redis",
+        "test",
+        "tokens",
+    }
     assert "License-Expression: MIT" in metadata
 
 

@@ -21,15 +21,6 @@ async def chat(request: Request) -> Response:
     return JSONResponse({**facts, "interrupted": conversation.interrupted})
 
 
-async def slow(request: Request) -> Response:
-    """Answer after a second, as a model does."""
-    conversation = await get_conversation(request)
-    conversation.append(Message.user("slow"))
-    await asyncio.sleep(1)
-    conversation.append(Message.assistant("done"))
-    return JSONResponse("done")
-
-
 async def stream(request: Request) -> Response:
     """Say one word, then think for `seconds`, then say another."""
     conversation = await get_conversation(request)
@@ -85,7 +76,6 @@ async def talk(websocket: WebSocket) -> None:
 routes = [
     Route("/", home),
     Route("/chat", chat, methods=["POST"]),
-    Route("/slow", slow, methods=["POST"]),
     Route("/stream", stream, methods=["POST"]),
     Route("/status/{status}", bodyless, methods=["POST", "HEAD"]),
     Route("/pieces", InPieces(), methods=["POST"]),

@@ -11,11 +11,13 @@ SERVERS = {
     "granian": ["granian", "--interface", "asgi", "--host", HOST, "--port", "{port}", "{factory}", "{app}"],
     "daphne": ["daphne", "-b", HOST, "-p", "{port}", "{app}"],
 }
+VARIANTS = {"uvicorn-httptools": ("uvicorn", ["--http", "httptools"]), "uvicorn-h11": ("uvicorn", ["--http", "h11"])}
 
 
 def server(name: str, app: str, env: dict[str, str], *options: str, factory: bool = False) -> Server:
-    """Return a server on an app, not started yet."""
-    target = f"tests.servers.apps:{app}" + ("()" if factory and name == "hypercorn" else "")
+    """Return a server on an app, not started yet; without a module in front it is one of `tests.servers.apps`."""
+    name, variant = VARIANTS.get(name, (name, []))
+    target = (app if ":" in app else f"tests.servers.apps:{app}") + ("()" if factory and name == "hypercorn" else "")
     filled = [part.replace("{app}", target) for part in SERVERS[name]]
     argv = ["--factory" if part == "{factory}" else part for part in filled if factory or part != "{factory}"]
-    return Server([PYTHON, "-m", *argv, *options], env, cwd=ROOT)
+    return Server([PYTHON, "-m", *argv, *variant, *options], env, cwd=ROOT)

@@ -1,8 +1,6 @@
 """A conversation outlives its worker, and nobody ever sees another's."""
 
 import asyncio
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -48,7 +46,8 @@ def test_a_worker_killed_in_the_middle_of_a_stream_loses_no_question(settings, t
     with server("uvicorn", "plain", settings) as process, httpx.Client(base_url=process.url, timeout=15) as client:
         owner = client.post("/chat", content="hi").json()["owner"]
         with client.stream("POST", "/stream?seconds=30") as answer:
-            assert next(answer.iter_text()) == "first "
+            pieces = answer.iter_text()  # kept: an iterator that is dropped closes the connection
+            assert next(pieces) == "first "
             process.kill()
         process.start()
         answer = client.post("/chat", content="again").json()
@@ -112,27 +111,3 @@ def test_a_tampered_cookie_and_a_foreign_id_reach_nobody(settings):
         mine = ada.post("/chat", content="more", headers={"x-session-id": "plans"})
         assert mine.json()["texts"] == ["a secret", "more"]
         assert httpx.post(f"{process.url}/chat", headers={"x-session-id": "plans"}).json()["code"] == "session_id_not_trusted"
-
-
-@pytest.mark.parametrize("name", ["uvicorn", "hypercorn", "granian"])
-@pytest.mark.parametrize("path", ["/slow", "/stream?seconds=1"])
-def test_a_shutdown_in_the_middle_of_a_request_keeps_its_turn(settings, tmp_path, name, path):
-    """A deployment sends SIGTERM while a model answers: the turn is stored, whole or as interrupted, and no lease stays."""
-    with server(name, "plain", settings) as process, httpx.Client(base_url=process.url, timeout=15) as client:
-        owner = client.post("/chat", content="hi").json()["owner"]
-        asking = threading.Thread(target=lambda: _ask(client, path))
-        asking.start()
-        time.sleep(0.4)
-        process.terminate(20)
-        asking.join(10)
-        stored = texts_of(tmp_path / "convmem.db", owner)
-        question, answer = ("slow", "done") if path == "/slow" else ("question", "first last")
-        assert stored == [("complete", "hi"), ("complete", question), ("complete", answer)]
-
-
-def _ask(client: httpx.Client, path: str) -> None:
-    """Ask, and mind no server that hangs up."""
-    try:
-        client.post(path)
-    except httpx.HTTPError:
-        return

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
 
 from tests.servers.commands import server
 from tests.servers.processes import Server
@@ -37,7 +38,7 @@ def run(name: str, env: dict[str, str], app: str = "plain", *options: str, facto
 
 
 @contextmanager
-def socket(process: Server, headers: dict[str, str] | None = None, origin: str | None = None) -> Iterator[ClientConnection]:
+def socket(process: Server, headers: dict[str, str] | None = None, origin: str | None = None) -> Iterator[Connection]:
     uri = process.url.replace("http", "ws", 1) + "/ws"
     with connect(uri, additional_headers=headers, origin=origin, proxy=None) as connection:  # type: ignore[arg-type]
         yield connection
@@ -48,7 +49,7 @@ def visitor(process: Server) -> dict[str, str]:
     return {"cookie": httpx.post(f"{process.url}/chat", content="hi").headers["set-cookie"].partition(";")[0]}
 
 
-def ask(connection: ClientConnection, text: str) -> dict:
+def ask(connection: Connection, text: str) -> dict:
     connection.send(text)
     return json.loads(connection.recv(timeout=15))
 

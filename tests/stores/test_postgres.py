@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from convmem import SessionKey, StoreUnavailable, open_store
+from convmem import ConfigurationError, SessionKey, StoreUnavailable, open_store
 from convmem.identifiers import new_id, new_token
 from convmem.keys import RESERVED_OWNER
 from convmem.stores import postgres_schema
@@ -158,6 +159,27 @@ async def test_a_window_of_messages_is_one_round_trip_and_bounded(postgres_url: 
 
 
 @pytest.mark.asyncio
+async def test_a_load_does_not_read_what_is_hidden(postgres_server: PostgresServer) -> None:
+    """A history that was archived costs nothing to pass: the pages a load touches are counted, by a statement of any kind of window."""
+    url, key = postgres_server.database(), fresh_key()
+    await fill(url, key, 20_000)
+    link = await asyncpg.connect(url)
+    await link.execute("UPDATE convmem.convmem_entry SET visible = n < 3 OR n > 19990")
+    await link.execute("VACUUM ANALYZE")
+    conversation = await link.fetchval("SELECT id FROM convmem.convmem_conversation")
+    await link.execute("SET plan_cache_mode = force_generic_plan")
+    await link.execute(f"PREPARE load_plan AS {statement('load', 'convmem')}")
+    for window in ("12, NULL, NULL", "NULL, 24, NULL", "2, NULL, 19000"):
+        arguments = f"'{conversation}', NULL, {window}, NULL, NULL, 68"
+        plan = await link.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE load_plan ({arguments})")
+        node = json.loads(plan)[0]["Plan"]
+        assert node["Shared Hit Blocks"] + node["Shared Read Blocks"] < 200, (window, plan)
+    await link.close()
+    async with PostgresStore.at(url) as store:
+        assert [stored.n for stored in (await store.load(key, turns=12)).entries] == [1, 2, *range(19_991, 20_001)]
+
+
+@pytest.mark.asyncio
 async def test_every_verb_is_one_round_trip(postgres_url: str) -> None:
     """Each trip more is a millisecond between hosts, for every turn of every user."""
     async with proxied(postgres_url) as (store, proxy):
@@ -211,6 +233,7 @@ async def test_no_verb_reads_a_table_from_end_to_end(postgres_wheel: PostgresWhe
         "list": "'', 'user:1', NULL, '', NULL, 51",
         "walk": "'', '', '', NULL, NULL, 1000",
         "delete": f"{uuid}, '', 'user:x', 's', 'mark', NULL, NULL, NULL, '30 d'",
+        "sweep": "'30 d', 500",
     }
     for name, values in arguments.items():
         await link.execute(f"PREPARE {name}_plan AS {statement(name, 'convmem')}")
@@ -510,6 +533,36 @@ async def test_a_call_that_timed_out_leaves_nothing_running_on_the_server(postgr
 
 
 @pytest.mark.asyncio
+async def test_a_statement_the_server_ended_costs_no_connection(postgres_url: str) -> None:
+    """Many servers have a statement_timeout: one slow statement must not make every worker connect anew."""
+    async with PostgresStore.at(f"{postgres_url}?options=-c%20statement_timeout%3D100", pool_max=3) as store:
+        slow, *others = [Writer(store) for _ in range(3)]
+        await slow.append()
+        await asyncio.gather(*(writer.append() for writer in others), slow.load())
+        backends = await pids(postgres_url)
+        blocker = await asyncpg.connect(postgres_url)
+        async with blocker.transaction():
+            await blocker.execute("LOCK TABLE convmem.convmem_conversation")
+            with pytest.raises(StoreUnavailable, match="statement timeout"):
+                await slow.offer()
+        await blocker.close()
+        await slow.append()
+        assert backends <= await pids(postgres_url)
+
+
+async def pids(url: str) -> set[int]:
+    """Return the server processes that have run a statement of a store in this database."""
+    link = await asyncpg.connect(url)
+    try:
+        rows = await link.fetch(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE '%convmem_%'"
+        )
+    finally:
+        await link.close()
+    return {row[0] for row in rows}
+
+
+@pytest.mark.asyncio
 async def test_idle_connections_are_kept_and_used_again(postgres_url: str) -> None:
     """A connection a request is ten times the cost of the request."""
     async with Proxy(HOST, port_of(postgres_url)) as proxy:
@@ -705,8 +758,9 @@ async def test_a_server_that_may_lose_turns_is_named_once(postgres_wheel: Postgr
     await store.check()  # a second warning would be an error here
     await store.aclose()
     async with PostgresStore.at(server.url(), unsafe="refuse") as strict:
-        with pytest.raises(StoreUnavailable, match=says):
-            await Writer(strict).append()
+        for call in (strict.check, Writer(strict).append):
+            with pytest.raises(ConfigurationError, match=says):
+                await call()
     async with PostgresStore.at(server.url(), unsafe="allow") as easy:
         await Writer(easy).append()
         durability = (await easy.check()).durability
@@ -900,6 +954,41 @@ async def test_dead_leases_and_old_tombstones_are_cleared_by_deletes(postgres_se
         rows = await link.fetch("SELECT epoch FROM convmem.convmem_conversation")
         await link.close()
         assert sorted(bool(row[0]) for row in rows) == [False, True]  # the newest tombstone, and what was kept
+        assert len(await kept.visible()) == 1
+
+
+@pytest.mark.asyncio
+async def test_a_sweep_removes_what_is_dead_in_batches(postgres_server: PostgresServer) -> None:
+    """Where nobody deletes, nothing else would; young tombstones stay, a locked row holds nobody up, and no batch is long."""
+    url = postgres_server.database()
+    async with PostgresStore.at(url) as store:
+        young, kept = fresh_key(), Writer(store)
+        await store.delete(young)
+        await kept.append()
+        link, other = await asyncpg.connect(url), await asyncpg.connect(url)
+        await link.execute(
+            "INSERT INTO convmem.convmem_conversation"
+            " (id, n, start, created, updated, turns, day, tenant, owner, session, epoch, entry, mark, deleted)"
+            " SELECT md5(g::text)::uuid, 0, 0, now(), now(), 0, current_date, '', 'user:' || g, 's', '', 'm', 'm', now() - interval '31 days'"
+            " FROM generate_series(1, 1200) AS g"
+        )
+        await link.execute(
+            "INSERT INTO convmem.convmem_lease (conversation, taken, until, n, day, token, epoch, entry)"
+            " SELECT md5(g::text)::uuid, now(), now() + (g - 700) * interval '1 day', 0, current_date - 3, 'token', '', ''"
+            " FROM generate_series(1, 710) AS g"
+        )
+        async with other.transaction():
+            await other.execute("UPDATE convmem.convmem_conversation SET deleted = deleted WHERE owner = 'user:7'")
+            removed = []
+            while number := await store.sweep():
+                removed.append(number)
+        assert sum(removed) == 1199 + 700
+        assert max(removed) <= 1000
+        assert (await store.sweep(), await store.sweep()) == (1, 0)
+        assert await link.fetchval("SELECT count(*) FROM convmem.convmem_lease WHERE until > now()") == 10
+        await link.close()
+        await other.close()
+        assert (await store.load(young)).deleted_at is not None
         assert len(await kept.visible()) == 1
 
 

@@ -3,145 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import random
 import sqlite3
-import subprocess
-import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from itertools import groupby
 from pathlib import Path
 
 import pytest
 
 from convmem import Message, SessionKey, SQLiteStore, StoreUnavailable, open_conversation
-from convmem.messages import decode_messages
 from convmem.stores.base import Entry, Head, Lease, Outcome
-from tests.stores.writer import KEY
 
 ROOT = Path(__file__).parents[2]
-PROCESSES = 8
-
-
-class Writer:
-    """One writing process that can be killed and goes on where its acknowledgements ended."""
-
-    def __init__(self, path: Path, name: str, turns: int, log: Path) -> None:
-        self.path, self.name, self.turns, self.log = path, name, turns, log
-        self.killed: list[int] = []
-        self.first = 0
-        self.start()
-
-    def start(self) -> None:
-        environment = {**os.environ, "CONVMEM_LEASE": "1", "CONVMEM_TURN_WAIT": "120", "CONVMEM_STORE": "memory://"}
-        arguments = [sys.executable, "-m", "tests.stores.writer", str(self.path), self.name, str(self.first), str(self.turns)]
-        self.output = self.log.open("ab")
-        self.process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=self.output)
-
-    def acknowledged(self) -> list[int]:
-        return [int(line) for line in self.log.read_text().split()]
-
-    def kill_and_restart(self) -> None:
-        """Kill -9; the turn that was under way has an unknown outcome and is not tried again."""
-        self.process.kill()
-        self.process.wait()
-        self.output.close()
-        self.first = max(self.acknowledged(), default=self.first - 1) + 1
-        self.killed.append(self.first)
-        self.first += 1
-        self.start()
-
-    def end(self, seconds: float) -> None:
-        assert self.process.wait(timeout=seconds) == 0
-        self.output.close()
-
-
-def check_history(turns: list[tuple[str, str, list[str]]], writers: list[Writer]) -> None:
-    """Say which promise a history breaks: lost, doubled, torn, interleaved or reordered turns."""
-    seen = Counter(turn for turn, _, _ in turns)
-    doubled = [turn for turn, times in seen.items() if times > 1]
-    assert not doubled, f"doubled or interleaved: {doubled}"
-    for turn, state, texts in turns:
-        whole = [f"{turn}:{i}" for i in range(3)]
-        assert texts == whole or (state == "interrupted" and texts == whole[:1]), f"torn: {turn} {state} {texts}"
-    for writer in writers:
-        mine = [turn for turn, _, _ in turns if turn.startswith(f"{writer.name}-")]
-        assert mine == sorted(mine, key=lambda turn: int(turn.split("-")[1])), f"reordered: {mine}"
-        lost = {f"{writer.name}-{number}" for number in writer.acknowledged()} - {t for t, state, _ in turns if state == "complete"}
-        assert not lost, f"lost: {lost}"
-        possible = {f"{writer.name}-{number}" for number in (*writer.acknowledged(), *writer.killed)}
-        assert set(mine) <= possible, f"phantom: {set(mine) - possible}"
-
-
-async def history(path: Path) -> list[tuple[str, str, list[str]]]:
-    """Return every turn of the shared conversation as its name, its state and its texts, in the order of the log."""
-    store = SQLiteStore(path, mode="rw")
-    log = await store.load(KEY)
-    await store.aclose()
-    messages = [(turn.state, message.text) for turn in log.turns for entry in turn.entries for message in decode_messages(entry.entry.body)]
-    named = groupby(messages, key=lambda item: (item[1].split(":")[0], item[0]))
-    return [(turn, state, [text for _, text in items]) for (turn, state), items in named]
-
-
-async def run_writers(path: Path, logs: Path, turns: int, kills: int) -> None:
-    """Let eight processes write to one conversation, kill some on the way, and check what is stored."""
-    logs.mkdir()  # noqa: ASYNC240 - once, before anything runs
-    writers = [Writer(path, f"w{i}", turns, logs / f"{i}") for i in range(PROCESSES)]
-    try:
-        for _ in range(kills):
-            await asyncio.sleep(random.uniform(0.4, 1.2))
-            random.choice(writers).kill_and_restart()
-        for writer in writers:
-            await asyncio.to_thread(writer.end, 30 + turns * 8)
-        check_history(await history(path), writers)
-    finally:
-        for writer in writers:
-            writer.process.kill()
-            writer.process.wait()
-
-
-@pytest.mark.asyncio
-async def test_eight_processes_on_one_conversation_lose_double_tear_and_reorder_nothing(tmp_path: Path) -> None:
-    """Every store that rewrites a history loses turns here; some of these processes are killed with -9 on the way."""
-    await run_writers(tmp_path / "convmem.db", tmp_path / "logs", 20, 4)
-
-
-@pytest.mark.all_only
-@pytest.mark.asyncio
-async def test_eight_processes_and_a_hundred_turns_each(tmp_path: Path) -> None:
-    """The same, longer."""
-    await run_writers(tmp_path / "convmem.db", tmp_path / "logs", 100, 20)
-
-
-def test_the_checker_of_histories_knows_each_anomaly() -> None:
-    """A checker that finds nothing proves nothing: each planted anomaly has to be named."""
-
-    class Acknowledged(Writer):
-        def __init__(self) -> None:
-            self.name, self.killed = "w0", []
-
-        def acknowledged(self) -> list[int]:
-            return [0, 1]
-
-    def turn(number: int, state: str = "complete", parts: int = 3) -> tuple[str, str, list[str]]:
-        return f"w0-{number}", state, [f"w0-{number}:{i}" for i in range(parts)]
-
-    writers: list[Writer] = [Acknowledged()]
-    check_history([turn(0), turn(1)], writers)
-    planted = {
-        "lost": [turn(0)],
-        "doubled": [turn(0), turn(1), turn(0)],
-        "torn": [turn(0), turn(1, parts=2)],
-        "reordered": [turn(1), turn(0)],
-        "phantom": [turn(0), turn(1), turn(7)],
-    }
-    for name, turns in planted.items():
-        with pytest.raises(AssertionError, match=name):
-            check_history(turns, writers)
+KEY = SessionKey.for_user("everybody", "shared")
 
 
 @pytest.mark.asyncio

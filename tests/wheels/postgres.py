@@ -170,6 +170,26 @@ class PostgresServer:
         self._process.wait()
         self._kill_backends()
 
+    def pause(self, pid: int | None = None) -> None:
+        """Stop every process of it, or one, in the middle of whatever it does."""
+        for each in self._processes() if pid is None else [pid]:
+            os.kill(each, signal.SIGSTOP)
+
+    def senders(self) -> list[int]:
+        """Return the processes that send to its replicas."""
+        return [pid for pid in self._processes() if b"walsender" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    def resume(self) -> None:
+        """Let them go on after `pause`."""
+        for pid in self._processes():
+            os.kill(pid, signal.SIGCONT)
+
+    def _processes(self) -> list[int]:
+        """Return the server and its children."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text(encoding="ascii")
+        return [self._process.pid, *map(int, children.split())]
+
     def _kill_backends(self) -> None:
         """Backends are sessions of their own; each sees the death of its parent, and a start waits for the last."""
         deadline = time.monotonic() + READY

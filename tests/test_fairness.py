@@ -1,0 +1,112 @@
+"""Who waits for a conversation gets it: in one process in the order they came, across processes before others have had it many times."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import pytest
+import pytest_asyncio
+
+from convmem import ConversationBusy, MemoryStore, Message, SQLiteStore
+from convmem.keys import SessionKey
+from convmem.stores.base import Store
+from convmem.testing import FaultyStore
+from convmem.turns import Ledger, Rules, Turn
+from convmem.turnstile import Turnstile
+from tests.asgi_client import ADA
+
+pytestmark = pytest.mark.asyncio
+RULES = Rules(turn_wait=timedelta(seconds=20))
+
+
+class Greedy(Turnstile):
+    """The planted twin: hands over here for as long as anybody waits here, whoever waits elsewhere."""
+
+    def run_is_long(self, key: SessionKey) -> bool:
+        return False
+
+
+@dataclass
+class Waiter:
+    """One who takes turn after turn, and how they fared."""
+
+    ledger: Ledger
+    turns: int = 0
+    waits: list[float] = field(default_factory=list)
+
+    async def take(self, think: float, end: float) -> None:
+        """Take turns until the time is over; the model thinks so long."""
+        while time.monotonic() < end:
+            turn, began = Turn(self.ledger, ADA), time.monotonic()
+            await turn.begin()
+            self.waits.append(time.monotonic() - began)
+            turn.stage([Message.user("x")])
+            await asyncio.sleep(think)
+            await turn.close()
+            self.turns += 1
+
+
+async def contend(stores: list[Store], queues: list[int], think: float, seconds: float, turnstile: type[Turnstile] = Turnstile):
+    """Let so many in each process want the conversation all the time; return them, process by process."""
+    processes = []
+    for store, queue in zip(stores, queues, strict=True):
+        ledger = Ledger(store, RULES)
+        ledger.turnstile = turnstile(RULES.max_waiting)
+        processes.append([Waiter(ledger) for _ in range(queue)])
+    end = time.monotonic() + seconds
+    await asyncio.gather(*(waiter.take(think, end) for process in processes for waiter in process))
+    for process in processes:
+        await process[0].ledger.drain(2)
+    return processes
+
+
+def longest_wait(processes: list[list[Waiter]]) -> float:
+    """Return how long somebody has waited for one turn."""
+    return max(max(waiter.waits, default=0.0) for process in processes for waiter in process)
+
+
+@pytest_asyncio.fixture
+async def two_processes(tmp_path):
+    """Return two stores on one file, as two processes have them."""
+    stores = [SQLiteStore(tmp_path / "convmem.db") for _ in range(2)]
+    yield stores
+    for store in stores:
+        await store.aclose()
+
+
+async def test_one_who_waits_elsewhere_gets_a_turn_although_there_is_always_a_queue_here(two_processes):
+    """Four users of one worker never leave the conversation free; the fifth, on another worker, must not wait for them to go home."""
+    crowd, (lone,) = await contend(two_processes, [4, 1], think=0.3, seconds=6)
+    assert lone.turns >= 4
+    assert min(waiter.turns for waiter in crowd) >= 1
+    assert longest_wait([crowd, [lone]]) < 5
+
+
+@pytest.mark.all_only
+async def test_twin_without_giving_way_the_one_elsewhere_starves(two_processes):
+    """The same, where whoever has the conversation keeps it: it takes luck to get in between, on either side."""
+    try:
+        processes = await contend(two_processes, [4, 1], think=0.3, seconds=12, turnstile=Greedy)
+    except ConversationBusy:
+        return
+    assert longest_wait(processes) > 5
+
+
+@pytest.mark.all_only
+@pytest.mark.parametrize("queues", [[4, 4], [8, 1], [1, 1]])
+async def test_no_process_gets_more_than_a_few_times_the_turns_of_another(two_processes, queues):
+    """Polling is a lottery; that it comes out even is measured, with bounds that hold by far."""
+    processes = await contend(two_processes, queues, think=0.1, seconds=12)
+    served = [sum(waiter.turns for waiter in process) for process in processes]
+    assert max(served) <= 5 * min(served), served
+    assert longest_wait(processes) < RULES.turn_wait.total_seconds() / 2
+
+
+async def test_in_one_process_all_get_as_many_turns_as_the_others_and_nobody_polls():
+    """First come, first served: a turn costs one load, however long its user has waited."""
+    store = FaultyStore(MemoryStore())
+    (waiters,) = await contend([store], [6], think=0.01, seconds=1)
+    turns = [waiter.turns for waiter in waiters]
+    assert max(turns) - min(turns) <= 1, turns
+    assert store.calls.count("load") == sum(turns)
