@@ -186,10 +186,10 @@ class TestOnTheDisk:
 
 
 CALLS = {
-    "a visitor who only passes by": (still.bare, "GET", 0, 72),
-    "a visitor who reads nothing": (still.reading, "GET", 0, 84),
-    "a commit": (still.appending, "POST", 0, 162),
-    "a window of fifty messages, read": (still.talking, "POST", 25, 610),
+    "a visitor who only passes by": (still.bare, "GET", 0, 75),
+    "a visitor who reads nothing": (still.reading, "GET", 0, 87),
+    "a commit": (still.appending, "POST", 0, 170),
+    "a window of fifty messages, read": (still.talking, "POST", 25, 620),
 }
 """App, method, turns in the window, and how many calls of convmem's functions it may take."""
 
