@@ -569,11 +569,15 @@ _EXAMINED = 1000
 
 
 def _walk(link: sqlite3.Connection, tenant: str | None, beyond: tuple[str, str, str] | None, limit: int, until: float) -> Page:
-    """Go by address, along the unique index: what is written meanwhile keeps its place."""
+    """Go by address, along the unique index: what is written meanwhile keeps its place.
+
+    The place is bounded here and not in the statement, which would then begin each page at the tenant's first address.
+    """
+    place = max(beyond or ("", "", ""), (tenant or "", "", ""))
     rows = link.execute(
         f"SELECT {_LISTED} FROM conversation"  # noqa: S608 - a constant
-        " WHERE (tenant, owner, session) > (?, ?, ?) AND tenant BETWEEN ? AND ? ORDER BY tenant, owner, session LIMIT ?",
-        (*(beyond or (tenant or "", "", "")), tenant or "", "\x7f" if tenant is None else tenant, _EXAMINED),
+        " WHERE (tenant, owner, session) > (?, ?, ?) AND tenant <= ? ORDER BY tenant, owner, session LIMIT ?",
+        (*place, "\x7f" if tenant is None else tenant, _EXAMINED),
     ).fetchall()
     shown, last = _shown(rows, limit, until)
     return Page(shown, None if last is None else walk_cursor(last[:3]))

@@ -58,7 +58,7 @@ async def test_twin_a_store_that_blocks_or_never_gives_up_is_complained_about(tm
 @pytest.mark.asyncio
 async def test_twin_a_store_that_takes_an_outage_for_a_new_conversation_is_found(tmp_path):
     """The model is called with nothing before it, as if the user were new."""
-    report = await locked(tmp_path, "outage-is-empty")
+    report = await locked(tmp_path, "outage-is-empty", seconds=5.0)  # longer than a turn takes to give up, so that others begin
     assert names(report.anomalies) & {"stale-read-after-ack", "read-your-writes", "monotonic-reads"}, told(report.anomalies)
 
 
