@@ -9,6 +9,8 @@ from convmem.exceptions import ConfigurationError
 from convmem.surroundings import nearest, parse_duration
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from convmem.store_url import StoreURL
 
 _SQLITE_PARAMETERS = {"mode": ("rwc", "rw"), "synchronous": ("full", "normal", "extra"), "busy_timeout": ()}
@@ -112,16 +114,7 @@ def _check_sqlite_parameter(name: str, value: str) -> None:
         advice = f"did you mean {hint}?" if hint else "SQLite has mode, synchronous and busy_timeout."
         msg = f"CONVMEM_STORE has the unknown parameter {name[:40]!r}; {advice}"
         raise ConfigurationError(msg)
-    choices = _SQLITE_PARAMETERS[name]
-    if choices and value not in choices:
-        msg = f"CONVMEM_STORE has {name}={value[:40]!r}; use {', '.join(choices[:-1])} or {choices[-1]}."
-        raise ConfigurationError(msg)
-    if name == "busy_timeout":
-        try:
-            parse_duration(value)
-        except ValueError as error:
-            msg = f"CONVMEM_STORE has a busy_timeout that {error}."
-            raise ConfigurationError(msg) from None
+    _check_value(name, value, choices=_SQLITE_PARAMETERS[name], is_duration=name == "busy_timeout")
 
 
 def _check_redis(url: StoreURL) -> None:
@@ -167,19 +160,7 @@ def _check_redis_parameter(scheme: str, name: str, value: str) -> None:
     if tls_only:
         msg = f"CONVMEM_STORE has {name}, which is for TLS; use rediss://."
         raise ConfigurationError(msg)
-    choices = _REDIS_PARAMETERS[name]
-    if choices and value not in choices:
-        msg = f"CONVMEM_STORE has {name}={value[:40]!r}; use {', '.join(choices[:-1])} or {choices[-1]}."
-        raise ConfigurationError(msg)
-    if name in _COUNTS and not (value.isascii() and value.isdigit() and int(value) >= _COUNTS[name]):
-        msg = f"CONVMEM_STORE has {name}={value[:40]!r}; use a whole number, {_COUNTS[name]} or more."
-        raise ConfigurationError(msg)
-    if name in _DURATIONS:
-        try:
-            parse_duration(value)
-        except ValueError as error:
-            msg = f"CONVMEM_STORE has a {name} that {error}."
-            raise ConfigurationError(msg) from None
+    _check_value(name, value, choices=_REDIS_PARAMETERS[name], least=_COUNTS.get(name), is_duration=name in _DURATIONS)
 
 
 def _check_postgres(url: StoreURL) -> None:
@@ -197,15 +178,20 @@ def _check_postgres_parameter(name: str, value: str) -> None:
         advice = _POSTGRES_ADVICE.get(name) or (f"did you mean {hint}?" if hint else f"PostgreSQL has {', '.join(_POSTGRES_PARAMETERS)}.")
         msg = f"CONVMEM_STORE has the unknown parameter {name[:40]!r}; {advice}"
         raise ConfigurationError(msg)
-    if name in _POSTGRES_LEAST and not (value.isascii() and value.isdigit() and int(value) >= _POSTGRES_LEAST[name]):
-        msg = f"CONVMEM_STORE has {name}={value[:40]!r}; use a whole number, {_POSTGRES_LEAST[name]} or more."
+    _check_value(name, value, choices=_UNSAFE if name == "unsafe" else (), least=_POSTGRES_LEAST.get(name), is_duration=name == "timeout")
+
+
+def _check_value(name: str, value: str, *, choices: Sequence[str] = (), least: int | None = None, is_duration: bool = False) -> None:
+    """Raise when a known parameter's value is not one of its choices, no whole number from `least`, or no duration."""
+    if choices and value not in choices:
+        msg = f"CONVMEM_STORE has {name}={value[:40]!r}; use {', '.join(choices[:-1])} or {choices[-1]}."
         raise ConfigurationError(msg)
-    if name == "unsafe" and value not in _UNSAFE:
-        msg = f"CONVMEM_STORE has unsafe={value[:40]!r}; use {', '.join(_UNSAFE[:-1])} or {_UNSAFE[-1]}."
+    if least is not None and not (value.isascii() and value.isdigit() and int(value) >= least):
+        msg = f"CONVMEM_STORE has {name}={value[:40]!r}; use a whole number, {least} or more."
         raise ConfigurationError(msg)
-    if name == "timeout":
+    if is_duration:
         try:
             parse_duration(value)
         except ValueError as error:
-            msg = f"CONVMEM_STORE has a timeout that {error}."
+            msg = f"CONVMEM_STORE has a {name} that {error}."
             raise ConfigurationError(msg) from None
