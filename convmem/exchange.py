@@ -48,7 +48,7 @@ class Exchange(Connection):
     def __init__(self, services: Services, scope: Scope, path: str, receive: Receive, send: Send) -> None:
         """Decide nothing yet."""
         super().__init__(services, scope, path)
-        self._receive = ReadAhead(receive)
+        self._receive = receive
         self._send = send
         self._method: str = scope["method"]
         self._leases, self._policy = services.routes.turn(self._method, path)
@@ -105,7 +105,9 @@ class Exchange(Connection):
         except InvalidIdempotencyKey as error:
             self._bad_key = error
         if self._turn_id is not None:
-            self._fingerprint = await self._receive.fingerprint(self._request, self._path)
+            ahead = ReadAhead(self._receive)
+            self._receive = ahead
+            self._fingerprint = await ahead.fingerprint(self._request, self._path)
 
     def _turn(self, key: SessionKey) -> Turn:
         if self._bad_key is not None:
