@@ -201,7 +201,7 @@ async def _read_paged(store: Store, key: SessionKey, pages: _Pages) -> _Reading 
         head = _living(log)
         lines = _encoded(log, counts)
         await pages.put(lines)
-        if len(log.turns) < size:
+        if log.size < size:
             return _Reading(head, pages, counts)
         before = log.entries[0].n
         turns = max(1, min(_LARGEST_PAGE, turns * 2, turns * _PAGE_BYTES // len(lines)))
