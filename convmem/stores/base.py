@@ -18,11 +18,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import groupby
+from math import isfinite
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from convmem.keys import SessionKey
 
 ENTRY_FORMAT = 1
+NO_PAGE_CURSOR = "after is not a cursor of a page of conversations."
 TOMBSTONE_LIFE = timedelta(days=30)
 """How long a delete is remembered, and so how long evidence of a lost history counts; longer than any turn may run."""
 
@@ -614,8 +616,10 @@ def read_page_cursor(after: str | None) -> tuple[float, str] | None:
     if after is None:
         return None
     try:
-        updated, session = urlsafe_b64decode(after.encode()).decode().split(" ")
-        return float(updated), session
+        text, session = urlsafe_b64decode(after.encode()).decode().split(" ")
+        updated = float(text)
     except ValueError as error:
-        msg = "after is not a cursor of a page of conversations."
-        raise ValueError(msg) from error
+        raise ValueError(NO_PAGE_CURSOR) from error
+    if not isfinite(updated):
+        raise ValueError(NO_PAGE_CURSOR)
+    return updated, session

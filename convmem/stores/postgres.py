@@ -21,6 +21,7 @@ from convmem.exceptions import StoreUnavailable
 from convmem.identifiers import new_token
 from convmem.keys import SessionKey
 from convmem.stores.base import (
+    NO_PAGE_CURSOR,
     TOMBSTONE_LIFE,
     Appended,
     Entry,
@@ -337,8 +338,7 @@ def _time(seconds: float) -> datetime:
     try:
         return datetime.fromtimestamp(seconds, UTC)
     except (OverflowError, OSError, ValueError) as error:
-        msg = "after is not a cursor of a page of conversations."
-        raise ValueError(msg) from error
+        raise ValueError(NO_PAGE_CURSOR) from error
 
 
 def _place_of(dsn: str) -> str:

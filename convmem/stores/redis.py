@@ -210,21 +210,17 @@ class RedisStore(Store):
         if owner is None:
             return await self._walk(tenant, after, limit, written_before)
         beyond = read_page_cursor(after)
-        if beyond is not None and not isfinite(beyond[0]):
-            msg = "after is not a cursor of a page of conversations."
-            raise ValueError(msg)
-        place = None if beyond is None else (beyond[0], beyond[1])
         index = self._keys.index(key_of_owner(owner, tenant))
         items: list[tuple[float, _Row]] = []
         while len(items) <= limit:
             wanted = limit + 1 - len(items)
-            now, found = await self._browse(index, "down", place, wanted)
+            now, found = await self._browse(index, "down", beyond, wanted)
             for (score, session), row in zip(found, await self._peek(index, found), strict=True):
                 if await self._is_there(index, session, score, row, now) and not row.expired and _is_older(row, written_before):
                     items.append((score, row))
             if len(found) < wanted:
                 break
-            place = found[-1]
+            beyond = found[-1]
         for score, row in items[:limit]:  # one on a later page must not move in front of this one
             if layout.moment(row.updated) - layout.moment(int(score)) > _LAG:
                 await self._command("list", index, "ZADD", index, "XX", "GT", row.updated, row.key.session_id)
