@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from itertools import count
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import asyncpg
 
@@ -72,7 +72,7 @@ class Database:
         self.connections, self.rules = connections, rules
         self._store = store
         self._warned = False
-        self._ready: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Event] = WeakKeyDictionary()
+        self._ready: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
         self._getting_ready: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
     async def run(self, operation: str, name: str, *arguments: object) -> list[Any]:
@@ -141,7 +141,7 @@ class Database:
                 return
             until = time.monotonic() + MIGRATING if self.rules.migrate == "auto" else deadline
             await self._lend(operation, deadline, lambda connection: self._look(connection, until))
-            self._ready[loop] = asyncio.Event()
+            self._ready.add(loop)
 
     async def _look(self, connection: Connection, deadline: float) -> None:
         row = (await connection.fetch(_SETTINGS, timeout=_left(deadline)))[0]
