@@ -373,7 +373,7 @@ class Wire(ABC):
         if lanes is None:
             with self._lock:  # event loops may run in several threads
                 lanes = {}
-                self._lanes = {**{other: lanes for other, lanes in self._lanes.items() if not other.is_closed()}, loop: lanes}
+                self._lanes = {**{other: theirs for other, theirs in self._lanes.items() if not other.is_closed()}, loop: lanes}
         lane = lanes.get((address, durable))
         if lane is None:
             lane = lanes[address, durable] = Lane(lambda: self._make(address), self._patience)
@@ -500,9 +500,8 @@ class ClusterWire(Wire):
     async def _learnt(self) -> tuple[tuple[int, int, Address], ...]:
         if self._ranges:
             return self._ranges
-        known = dict.fromkeys([*(address for _, _, address in self._ranges), *self._known(), *self._seeds])
         error: Exception = Lost("no address is known", sent=False)
-        for address in known:
+        for address in dict.fromkeys([*self._known(), *self._seeds]):
             try:
                 slots, _ = await self._lane(address, durable=False).call(pack("CLUSTER", "SLOTS"))
             except Lost as lost:
