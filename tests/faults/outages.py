@@ -43,7 +43,7 @@ class Report:
     recovered: float
     anomalies: list[Anomaly]
 
-    def complaints(self, *, longest: float, gap: float = 0.8) -> list[str]:
+    def complaints(self, *, longest: float, gap: float = 1.5) -> list[str]:
         """Return what an operator would complain about; the bounds are in seconds."""
         said = {
             f"a turn took {self.longest:.1f} s": self.longest > longest,

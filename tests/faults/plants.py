@@ -105,7 +105,7 @@ class Blocking(FaultyStore):
         try:
             return await super().load(key, **options)
         except StoreUnavailable:
-            time.sleep(0.5)  # noqa: ASYNC251 - the fault
+            time.sleep(2.5)  # noqa: ASYNC251 - the fault
             raise
 
 

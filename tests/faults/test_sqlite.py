@@ -20,7 +20,11 @@ from tests.faults.workers import Workers, told
 # Another process holds the lock
 
 
-async def locked(tmp_path: Path, plant: str = "", *, seconds: float = 3.0) -> Report:
+LONGEST = 4.5
+"""Seconds: an append is tried four times, each time waits 0.3 s for the file, and 0.75 s lie between; a busy machine has the rest."""
+
+
+async def locked(tmp_path: Path, plant: str = "", *, seconds: float = 5.0) -> Report:
     """Hold the file's write lock for a while, as a stuck process does."""
     path = tmp_path / "convmem.db"
     other = sqlite3.connect(path, isolation_level=None, timeout=5)
@@ -42,23 +46,23 @@ async def locked(tmp_path: Path, plant: str = "", *, seconds: float = 3.0) -> Re
 async def test_a_locked_file_is_a_503_in_bounded_time_and_the_app_stays_alive(tmp_path):
     """The evidence: what each client was told and when, the liveness route, the gaps of a ticking task, the history."""
     report = await locked(tmp_path)
-    assert report.complaints(longest=2.8) == []
+    assert report.complaints(longest=LONGEST) == []
     assert report.model_calls <= 4, "a model was called, and paid for, while nothing could be stored"
-    assert report.recovered < 3.0
+    assert report.recovered < 8.0
 
 
 @pytest.mark.parametrize(("plant", "complaint"), [("blocking", "the event loop stood still"), ("patient", "a turn took")])
 @pytest.mark.asyncio
 async def test_twin_a_store_that_blocks_or_never_gives_up_is_complained_about(tmp_path, plant, complaint):
     """The same outage with a synchronous client, and with one that has no timeout."""
-    report = await locked(tmp_path, plant, seconds=5.5 if plant == "patient" else 3.0)
-    assert any(said.startswith(complaint) for said in report.complaints(longest=2.8))
+    report = await locked(tmp_path, plant, seconds=7.0 if plant == "patient" else 5.0)
+    assert any(said.startswith(complaint) for said in report.complaints(longest=LONGEST))
 
 
 @pytest.mark.asyncio
 async def test_twin_a_store_that_takes_an_outage_for_a_new_conversation_is_found(tmp_path):
     """The model is called with nothing before it, as if the user were new."""
-    report = await locked(tmp_path, "outage-is-empty", seconds=5.0)  # longer than a turn takes to give up, so that others begin
+    report = await locked(tmp_path, "outage-is-empty")  # longer than a turn takes to give up, so that others begin
     assert names(report.anomalies) & {"stale-read-after-ack", "read-your-writes", "monotonic-reads"}, told(report.anomalies)
 
 
