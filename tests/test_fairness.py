@@ -80,7 +80,7 @@ async def test_one_who_waits_elsewhere_gets_a_turn_although_there_is_always_a_qu
     crowd, (lone,) = await contend(two_processes, [4, 1], think=0.3, seconds=6)
     assert lone.turns >= 4
     assert min(waiter.turns for waiter in crowd) >= 1
-    assert longest_wait([crowd, [lone]]) < 5
+    assert longest_wait([crowd, [lone]]) < 6
 
 
 @pytest.mark.all_only
