@@ -19,6 +19,7 @@ from convmem.exceptions import (
     ConvmemError,
     HistoryExpired,
     HistoryLost,
+    InvalidIdentity,
     StoreUnavailable,
     UnknownConversation,
     VisitorTooLate,
@@ -34,6 +35,7 @@ from convmem.work import Work
 SCOPE_KEY = "convmem"
 REVISION_HEADER = b"conversation-revision"
 _SERVER_ERRORS = 500
+_NOT_READ = Resolved(refusal=InvalidIdentity("Nobody has looked at the request yet."), names_session=False)
 logger = logging.getLogger("convmem.middleware")
 
 
@@ -72,6 +74,15 @@ class Connection(ABC):
 
     takes_turns: ClassVar[bool]
     _too_late: ClassVar[str]
+    _resolved = _NOT_READ
+    _scope: Scope | None = None
+    _kept: ConvmemError | None = None
+    _raised: ConvmemError | None = None
+    _asked: SessionKey | None = None
+    _owner_given: str | None = None
+    _touched = False
+    _begun = False
+    _outcome = "none"
 
     def __init__(self, services: Services, scope: Scope, path: str) -> None:
         """Decide nothing yet."""
@@ -79,18 +90,9 @@ class Connection(ABC):
         self._request = scope
         self._path = path
         self._defers = services.routes.defers(path)
-        self._scope: Scope = {}
-        self._resolved = Resolved()
         self._work = Work(services.ledger, gate=self, within=work_around())
         self._conversation = Conversation(self._work)
-        self._kept: ConvmemError | None = None
-        self._raised: ConvmemError | None = None
-        self._asked: SessionKey | None = None
-        self._owner_given: str | None = None
-        self._touched = False
         self._first_touch = threading.Lock()
-        self._begun = False
-        self._outcome = "none"
 
     # What the two kinds do differently
 
@@ -121,8 +123,8 @@ class Connection(ABC):
     def _key(self, owner: str, session_id: str) -> SessionKey:
         return SessionKey(owner, session_id, self._resolved.tenant)
 
-    async def _open(self, owner: str, session_id: str) -> Turn:
-        self._asked = key = self._key(owner, session_id)
+    async def _open(self, key: SessionKey) -> Turn:
+        self._asked = key
         needs_existing = await self._needs_existing(key)
         turn = self._turn(key)
         await self._enter(turn, _claimed(self._request["headers"]))
@@ -131,7 +133,7 @@ class Connection(ABC):
         return turn
 
     async def _needs_existing(self, key: SessionKey) -> bool:
-        if (key.owner, key.session_id) == (self._resolved.owner, self._resolved.session_id):
+        if key == self._resolved.key:
             return self._resolved.needs_existing
         return await self._services.reader.needs_existing(key.owner, key.session_id, key.tenant)
 
@@ -196,7 +198,7 @@ class Connection(ABC):
         """Load the conversation a handler names, or the one the request does."""
         if self._defers and not self._touched:
             here = {name: self._request.get(name, "") for name in ("path", "root_path")}
-            self._resolved = await self._services.reader.read({**self._scope, **here})
+            self._resolved = await self._services.reader.read({**(self._scope or {}), **here})
         self._owner_given = owner
         self._check_order()
         if session_id is None and self._resolved.refusal is not None and not self._resolved.names_session:
@@ -209,18 +211,18 @@ class Connection(ABC):
             needs_existing = await self._services.reader.needs_existing(None, which, self._resolved.tenant)
             turn = self._mint(which, needs_existing=needs_existing)
         else:
-            turn = await self._open_or_degrade(owner or self._resolved.owner or "", which)
+            turn = await self._open_or_degrade(self._key(owner or self._resolved.owner or "", which))
         self._kept = None
         self._touched = True
         return turn
 
-    async def _open_or_degrade(self, owner: str, session_id: str) -> Turn:
+    async def _open_or_degrade(self, key: SessionKey) -> Turn:
         try:
-            return await self._open(owner, session_id)
+            return await self._open(key)
         except StoreUnavailable as error:
             if not self._services.degrade:
                 raise
-            return self._without_memory(self._key(owner, session_id), error)
+            return self._without_memory(key, error)
 
     def _mint(self, session_id: str, *, needs_existing: bool) -> Turn:
         """Make a new visitor; the conversation is then known to be new, and costs neither a trip nor a lease."""
@@ -235,7 +237,7 @@ class Connection(ABC):
         return turn
 
     def _check_order(self) -> None:
-        if self._scope:
+        if self._scope is not None:
             error = self._resolved.order_error(self._scope, owner=self._owner_given)
             if error is not None:
                 raise error

@@ -38,12 +38,13 @@ class Conversation:
         loop: The event loop it belongs to, for adapters of frameworks that call from threads.
     """
 
+    _viewed: tuple[tuple[windows.Turn, ...], tuple[tuple[str, ...], int], windows.View] | None = None
+    _decoded: Decoded | None = None
+    _sighted: tuple[Decoded, int, tuple[windows.Turn, ...], tuple[Message, ...]] | None = None
+
     def __init__(self, work: Work) -> None:
         """See the worker's side of it. Apps do not call this."""
         self._work = work
-        self._viewed: tuple[tuple[windows.Turn, ...], tuple[tuple[str, ...], int], windows.View] | None = None
-        self._decoded: Decoded | None = None
-        self._sighted: tuple[Decoded, int, tuple[windows.Turn, ...], tuple[Message, ...]] | None = None
         self.loop = asyncio.get_running_loop()
 
     # Who and which
@@ -415,9 +416,10 @@ class Conversation:
             return windows.View((), 0, cut=False)
         window = self._work.ledger.rules.window
         answers = tuple(message.id for message in takewhile(lambda message: message.role == "tool", present))
-        matters = (answers, turn.meter.total(present) if window.tokens is not None else 0)
+        meter = None if window.tokens is None else turn.meter
+        matters = (answers, 0 if meter is None else meter.total(present))
         if self._viewed is None or self._viewed[0] is not turns or self._viewed[1] != matters:
-            view = windows.view(turns, window, pinned=pinned, present=present, meter=turn.meter)
+            view = windows.view(turns, window, pinned=pinned, present=present, meter=meter)
             self._viewed = (turns, matters, view)
             outgrown = view.full or log.size < log.head.turns
             if outgrown and self._work.ledger.outgrown.add(turn.key):

@@ -44,6 +44,21 @@ class Exchange(Connection):
         "The conversation of a new visitor was first used when the response had begun, too late for its cookie. Take it in the "
         "handler (get_conversation(request), before returning the StreamingResponse), not inside the generator."
     )
+    _turn_id: str | None = None
+    _fingerprint = ""
+    _bad_key: InvalidIdempotencyKey | None = None
+    _status = 0
+    _held: Message | None = None
+    _remaining: int | None = None
+    _bodyless = False
+    _trailers = False
+    _flowing = False
+    _whole = False
+    _settled = False
+    _complete = False
+    _answered = False
+    _client_left = False
+    _cut: ConvmemError | None = None
 
     def __init__(self, services: Services, scope: Scope, path: str, receive: Receive, send: Send) -> None:
         """Decide nothing yet."""
@@ -52,26 +67,12 @@ class Exchange(Connection):
         self._send = send
         self._method: str = scope["method"]
         self._leases, self._policy = services.routes.turn(self._method, path)
-        self._turn_id: str | None = None
-        self._fingerprint = ""
-        self._bad_key: InvalidIdempotencyKey | None = None
-        self._status = 0
-        self._held: Message | None = None
-        self._remaining: int | None = None
-        self._bodyless = False
-        self._trailers = False
-        self._flowing = False
-        self._whole = False
-        self._settled = False
-        self._complete = False
-        self._answered = False
-        self._client_left = False
-        self._cut: ConvmemError | None = None
         self._task = asyncio.current_task()
 
     async def run(self, app: ASGIApp) -> None:
         """Load, run the app, store, answer."""
-        await self._name_turn()
+        if self._leases:
+            await self._name_turn()
         if not self._defers:
             self._resolved = await self._services.reader.read(self._request)
         try:
@@ -98,8 +99,6 @@ class Exchange(Connection):
 
     async def _name_turn(self) -> None:
         """Read the idempotency key, and with one the beginning of the body: before the lease is taken, which must not wait for a client."""
-        if not self._leases:
-            return
         try:
             self._turn_id = turn_of(self._request["headers"], self._services.idempotency_header)
         except InvalidIdempotencyKey as error:
@@ -123,11 +122,11 @@ class Exchange(Connection):
             HistoryLost: On a route that takes the lease.
             HistoryExpired: On a route that takes the lease.
         """
-        owner = self._resolved.owner
-        if owner is None or self._defers:
+        key = self._resolved.key
+        if key is None:
             return
         try:
-            self._work.turn = await self._open(owner, self._resolved.session_id)
+            self._work.turn = await self._open(key)
         except (ConversationBusy, IdempotencyKeyReused, HistoryLost, HistoryExpired) as error:
             if self._leases:
                 raise
@@ -136,7 +135,7 @@ class Exchange(Connection):
             if not self._services.degrade:
                 self._kept = error
                 return
-            self._work.turn = self._without_memory(self._key(owner, self._resolved.session_id), error)
+            self._work.turn = self._without_memory(key, error)
         except ConvmemError as error:
             self._kept = error
 

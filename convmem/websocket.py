@@ -72,14 +72,14 @@ class WebSocket(Connection):
 
     async def _prepare(self) -> None:
         """Read where loading is eager; what stands in the way is kept for whoever uses the conversation."""
-        owner, session_id = self._resolved.owner, self._resolved.session_id
-        if owner is None:
+        key = self._resolved.key
+        if key is None:
             return
         try:
-            self._work.turn = await self._open_or_degrade(owner, session_id)
+            self._work.turn = await self._open_or_degrade(key)
         except _PASSING as error:
             self._kept = error
-            self._work.turn = self._new(self._key(owner, session_id))
+            self._work.turn = self._new(key)
         except ConvmemError as error:
             self._kept = error
 
@@ -87,8 +87,8 @@ class WebSocket(Connection):
         """Read; what is appended needs a turn of its own."""
         await turn.look(claimed)
 
-    async def _open_or_degrade(self, owner: str, session_id: str) -> Turn:
-        turn = await super()._open_or_degrade(owner, session_id)
+    async def _open_or_degrade(self, key: SessionKey) -> Turn:
+        turn = await super()._open_or_degrade(key)
         turn.stay_closed()
         return turn
 

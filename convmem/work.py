@@ -65,16 +65,17 @@ class Work:
         within: The work inside whose handler this one was opened, or runs when an app calls itself in process.
     """
 
+    degraded = False
+    _failure: ConvmemError | None = None
+    _opening = False
+
     def __init__(self, ledger: Ledger, turn: Turn | None = None, gate: Gate | None = None, *, within: Work | None = None) -> None:
         """Take a turn that has begun; None when `load` is to begin it."""
         self.ledger = ledger
         self.turn = turn
         self.gate = gate
         self.recordings: list[Recording[Any]] = []
-        self.degraded = False
         self.within = within
-        self._failure: ConvmemError | None = None
-        self._opening = False
 
     # Using it
 
