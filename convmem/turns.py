@@ -36,8 +36,9 @@ from convmem.exceptions import (
 from convmem.identifiers import new_id, new_token
 from convmem.keys import SessionKey
 from convmem.messages import Edit, Message, decode_body, encode_edit, encode_message, encode_messages
+from convmem.records import record
 from convmem.sight import Decoded, decode
-from convmem.stores.base import Appended, Entry, Head, Kind, Lease, Log, Lookup, Outcome, Store, StoredEntry, record
+from convmem.stores.base import Appended, Entry, Head, Kind, Lease, Log, Lookup, Outcome, Store, StoredEntry
 from convmem.tokens import Meter
 from convmem.turnstile import Turnstile
 from convmem.windows import Window

@@ -19,23 +19,15 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import groupby
 from math import isfinite
-from typing import ClassVar, Literal, Self, TypeVar, dataclass_transform
+from typing import ClassVar, Literal, Self
 
 from convmem.keys import SessionKey
+from convmem.records import record
 
 ENTRY_FORMAT = 1
 NO_PAGE_CURSOR = "after is not a cursor of a page of conversations."
 TOMBSTONE_LIFE = timedelta(days=30)
 """How long a delete is remembered, and so how long evidence of a lost history counts; longer than any turn may run."""
-R = TypeVar("R")
-
-
-@dataclass_transform(frozen_default=True, field_specifiers=(field,))
-def record(cls: type[R]) -> type[R]:
-    """Make a dataclass that nobody changes, which type checkers see to. At run time nothing does: a class frozen there too takes
-    four times as long to make an object of, and a window is made of dozens.
-    """  # noqa: D205 - the first sentence is the promise, and it is long
-    return dataclass(slots=True, unsafe_hash=True)(cls)
 
 
 class Kind(StrEnum):
