@@ -196,10 +196,11 @@ class Conversation:
         """
         with self._work.reporting():
             given: tuple[object, ...] = messages
-            for stranger in (message for message in given if not isinstance(message, Message)):
-                field = "append(message)"
-                reason = f"a {type(stranger).__name__} is no Message; use Message.user(text), Message.assistant(text), …"
-                raise InvalidMessage(field, reason)
+            for message in given:
+                if not isinstance(message, Message):
+                    field = "append(message)"
+                    reason = f"a {type(message).__name__} is no Message; use Message.user(text), Message.assistant(text), …"
+                    raise InvalidMessage(field, reason)
             self._work.used.stage(messages)
 
     def edit(self, edit: Edit, *messages: Message) -> None:
@@ -233,17 +234,7 @@ class Conversation:
             StoreUnavailable: The store did not answer.
         """
         with self._work.reporting():
-            work = self._work
-            if work.gate is None:
-                msg = "This conversation is loaded; open another with open_conversation(key)."
-                raise TurnClosed(msg)
-            if not work.between_turns and (work.gate.takes_turns or (work.turn is not None and work.turn.said and not work.turn.replayed)):
-                msg = "A turn has begun here already; call load() before it."
-                raise TurnClosed(msg)
-            previous, work.turn = work.turn, None
-            if previous is not None:
-                await previous.abandon()
-            work.turn = await work.gate.load(owner, session_id)
+            self._work.turn = await self._work.load(owner, session_id)
 
     async def save(self) -> None:
         """Make what was appended durable now: before an expensive call, before an end marker such as ``[DONE]``.

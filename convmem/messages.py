@@ -539,6 +539,8 @@ def _pack_int(value: int, field: str) -> int:
 
 def _pack_text(text: str) -> object:
     """Return the text of a string, also of one whose class says something else in `str`, as enumerations do."""
+    if type(text) is str and text.isascii():
+        return text
     return str.__str__(text) if _plain(text) else {"$text": b64encode(text.encode("utf-8", "surrogatepass")).decode()}
 
 

@@ -659,22 +659,19 @@ class Turn:
         Done again after it was cancelled, it goes on with the very entry whose outcome nobody has seen.
         """
         async with self._one_at_a_time:
-            await self._write_alone(closing=closing, release=release)
-
-    async def _write_alone(self, *, closing: bool, release: bool) -> None:
-        if self.refused is not None:
-            raise self.refused
-        if self._kept_nowhere:
-            self._take_staged()
-            self._pending, self._stored, self._counted = None, False, False
-        if self._pending is not None and not self._pending.closing:
-            await self._append(self._pending)
-        if self._pending is None and (self._staged or (closing and (self._stored or self._leaves_trace))):
-            self._pending = self._entry(self._take_staged(), closing=closing)
-        if self._pending is not None:
-            await self._append(self._pending, release=release)
-        elif release:
-            await self._release_quietly()
+            if self.refused is not None:
+                raise self.refused
+            if self._kept_nowhere:
+                self._take_staged()
+                self._pending, self._stored, self._counted = None, False, False
+            if self._pending is not None and not self._pending.closing:
+                await self._append(self._pending)
+            if self._pending is None and (self._staged or (closing and (self._stored or self._leaves_trace))):
+                self._pending = self._entry(self._take_staged(), closing=closing)
+            if self._pending is not None:
+                await self._append(self._pending, release=release)
+            elif release:
+                await self._release_quietly()
 
     async def _reset(self) -> None:
         if self._kept_nowhere:
@@ -816,7 +813,7 @@ def _staged(item: Message | Edit, *, pins: bool) -> _Staged:
 
 def _same_words(one: Message, other: Message) -> bool:
     """Return whether the same was said twice; two calls may have the same result."""
-    return (one.role, one.content, one.tool_call_id) == (other.role, other.content, other.tool_call_id)
+    return one.content == other.content and one.role == other.role and one.tool_call_id == other.tool_call_id
 
 
 def _limit(setting: str, allowed: int, actual: int) -> None:

@@ -1,7 +1,9 @@
 """P9 in numbers that every machine agrees on: round trips, bytes, pages written, calls, memory. A slow machine turns none of them red."""
 
 import asyncio
+import gc
 import sqlite3
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -254,3 +256,22 @@ async def test_the_count_is_of_what_runs() -> None:
     with calls() as counted:
         Head().same(Head())
     assert counted.total == 1
+
+
+@pytest.mark.parametrize("app", [still.talking, streaming], ids=["a commit", "a stream"])
+async def test_a_window_is_freed_with_its_request(app: ASGIApp) -> None:
+    """It is not left to the garbage collector, which finds it much later, and holds up all requests while it looks."""
+    seen: list[weakref.ref[Conversation]] = []
+
+    async def noting(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(weakref.ref(current_conversation()))
+        await app(scope, receive, send)
+
+    wrapped_app, scope = wrapped(noting, StillStore(5)), request_scope(visitor_cookie())
+    gc.disable()
+    try:
+        for _ in range(2):
+            await ask(wrapped_app, scope, Sink())
+        assert [conversation() for conversation in seen] == [None, None]
+    finally:
+        gc.enable()
