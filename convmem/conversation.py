@@ -22,6 +22,7 @@ from convmem.messages import Edit, Message, State, decode_messages, edited
 from convmem.recording import Recording, close, each
 from convmem.sight import Decoded
 from convmem.stores.base import Store
+from convmem.turns import Turn
 from convmem.work import Work
 
 C = TypeVar("C")
@@ -39,7 +40,6 @@ class Conversation:
     """
 
     _viewed: tuple[tuple[windows.Turn, ...], tuple[tuple[str, ...], int], windows.View] | None = None
-    _decoded: Decoded | None = None
     _sighted: tuple[Decoded, int, tuple[windows.Turn, ...], tuple[Message, ...]] | None = None
 
     def __init__(self, work: Work) -> None:
@@ -77,8 +77,9 @@ class Conversation:
 
         A new list each time. Valid for model APIs; see `convmem.Window`.
         """
-        new = self.new_messages
-        return [*self._view_before(new).messages, *new]
+        turn = self._work.used
+        new = edited([turn.said])[0]
+        return [*self._view_before(turn, new).messages, *new]
 
     @property
     def new_messages(self) -> list[Message]:
@@ -112,17 +113,17 @@ class Conversation:
     def left_out(self) -> int:
         """How many stored turns are older than the window, or dropped from it."""
         turn = self._work.used
-        return 0 if turn.head.start > turn.log.head.start else max(0, turn.log.head.turns - self._view.turns)
+        return 0 if turn.head.start > turn.log.head.start else max(0, turn.log.head.turns - self._view(turn).turns)
 
     @property
     def truncated(self) -> bool:
         """Whether `messages` lacks anything that is stored."""
-        return self.left_out > 0 or self._view.cut
+        return self.left_out > 0 or self._view(self._work.used).cut
 
     @property
     def corrupt(self) -> tuple[int, ...]:
         """Positions of loaded entries that cannot be decoded; their messages are missing, the rest is there."""
-        return self._history.corrupt
+        return self._work.used.decoded().corrupt
 
     def verify(self) -> None:
         """Read strictly.
@@ -153,7 +154,7 @@ class Conversation:
     @property
     def interrupted(self) -> bool:
         """Whether the turn before this one has no end: its client left, or its worker died."""
-        turns = self._turns
+        turns, _ = self._sight(self._work.used)
         return bool(turns) and turns[-1].state == "interrupted"
 
     @property
@@ -213,7 +214,7 @@ class Conversation:
         """
         with self._work.reporting():
             turn = self._work.used
-            decoded = self._history
+            decoded = turn.decoded()
             everything = [*decoded.pinned, *(item for items, _ in decoded.turns for item in items), *turn.said]
             hides_system = edit.action == "hide" and any(
                 isinstance(item, Message) and item.role == "system" and edit.concerns(item) for item in everything
@@ -376,33 +377,20 @@ class Conversation:
             async for chunk in chunks:
                 yield chunk
 
-    @property
-    def _turns(self) -> tuple[windows.Turn, ...]:
-        return self._sight[0]
-
-    @property
-    def _history(self) -> Decoded:
-        turn = self._work.used
-        if self._decoded is None or self._decoded.log is not turn.log:
-            self._decoded = turn.decoded()
-        return self._decoded
-
-    @property
-    def _sight(self) -> tuple[tuple[windows.Turn, ...], tuple[Message, ...]]:
+    def _sight(self, turn: Turn) -> tuple[tuple[windows.Turn, ...], tuple[Message, ...]]:
         """What edits have left of the loaded turns, and of the pinned messages."""
-        decoded = self._history
-        edits = [item for item in self._work.used.said if isinstance(item, Edit)]
+        decoded = turn.decoded()
+        edits = [item for item in turn.said if not isinstance(item, Message)]
         if self._sighted is None or self._sighted[:2] != (decoded, len(edits)):
             self._sighted = (decoded, len(edits), *decoded.seen(edits))
         return self._sighted[2:]
 
-    @property
-    def _view(self) -> windows.View:
-        return self._view_before(self.new_messages)
+    def _view(self, turn: Turn) -> windows.View:
+        return self._view_before(turn, edited([turn.said])[0])
 
-    def _view_before(self, present: list[Message]) -> windows.View:
+    def _view_before(self, turn: Turn, present: list[Message]) -> windows.View:
         """Return what the window shows in front of this turn's messages; made anew only when they can make a difference to it."""
-        turn, log, (turns, pinned) = self._work.used, self._history.log, self._sight
+        log, (turns, pinned) = turn.log, self._sight(turn)
         if turn.head.start > log.head.start:
             return windows.View((), 0, cut=False)
         window = self._work.ledger.rules.window
