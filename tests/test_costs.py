@@ -4,9 +4,9 @@ import asyncio
 import gc
 import sqlite3
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
@@ -188,10 +188,10 @@ class TestOnTheDisk:
 
 
 CALLS = {
-    "a visitor who only passes by": (still.bare, "GET", 0, 75),
-    "a visitor who reads nothing": (still.reading, "GET", 0, 87),
-    "a commit": (still.appending, "POST", 0, 170),
-    "a window of fifty messages, read": (still.talking, "POST", 25, 620),
+    "a visitor who only passes by": (still.bare, "GET", 0, 56),
+    "a visitor who reads nothing": (still.reading, "GET", 0, 71),
+    "a commit": (still.appending, "POST", 0, 142),
+    "a window of fifty messages, read": (still.talking, "POST", 25, 400),
 }
 """App, method, turns in the window, and how many calls of convmem's functions it may take."""
 
@@ -203,6 +203,26 @@ class TestInTheProcess:
         app, method, turns, most = CALLS[name]
         counted = await self._calls(app, method, turns)
         assert counted <= most
+
+    @pytest.mark.parametrize("app", [still.bare, still.reading, still.appending], ids=["passing by", "reading", "a commit"])
+    async def test_a_request_begins_no_task(self, app: ASGIApp) -> None:
+        """A task takes longer than a request does otherwise, and puts every step of it behind whatever else is waiting to run."""
+        begun: list[str] = []
+
+        def note(loop: asyncio.AbstractEventLoop, work: Coroutine[object, object, object], **options: Any) -> asyncio.Task[object]:
+            begun.append(str(work))
+            return asyncio.Task(work, loop=loop, **options)
+
+        wrapped_app, scope = wrapped(app, StillStore()), request_scope(visitor_cookie())
+        asyncio.get_running_loop().set_task_factory(note)
+        try:
+            for _ in range(2):
+                await ask(wrapped_app, scope, Sink())
+            assert begun == []
+            await asyncio.create_task(asyncio.sleep(0))
+            assert len(begun) == 1, "and one that is begun is seen"
+        finally:
+            asyncio.get_running_loop().set_task_factory(None)
 
     async def test_calls_do_not_depend_on_what_is_stored(self) -> None:
         """A window of five turns costs the same in front of five turns and of a thousand."""
