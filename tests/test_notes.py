@@ -2,7 +2,7 @@
 
 import pytest
 
-from convmem import Edit, InvalidMessage, LimitExceeded, MemoryStore, Message, Note, SessionKey, Window, open_conversation
+from convmem import Edit, InvalidMessage, LimitExceeded, MemoryStore, Message, Note, SessionKey, open_conversation
 from convmem.messages import decode_body, decode_messages, encode_messages, encode_note
 from convmem.testing import CountedStore
 
@@ -20,13 +20,14 @@ def notes(said):
 
 async def test_a_note_comes_back_where_it_was_appended():
     """Its place between the messages is what it is about; any JSON value, bytes and odd text come back equal."""
+    question, answer = Message.user("question"), Message.assistant("answer")
     data = {"bytes": b"\x00\xff", "nested": [1, None, {"$text": "\ud800"}], "nan": "no"}
     async with MemoryStore() as store:
         async with open_conversation(KEY, store=store) as conversation:
-            conversation.append(Message.user("question"), note(**data), Message.assistant("answer"))
+            conversation.append(question, note(**data), answer)
         async with open_conversation(KEY, store=store) as conversation:
             (*_, before, present) = conversation.said.turns
-            assert [getattr(item, "text", None) or item.data for item in before] == ["question", data, "answer"]
+            assert [item.data if isinstance(item, Note) else item for item in before] == [question, data, answer]
             assert present == ()
 
 
@@ -66,7 +67,7 @@ async def test_what_was_loaded_says_whether_it_is_everything():
         for i in range(60):
             async with open_conversation(KEY, store=store) as conversation:
                 conversation.append(Message.user(f"question {i}"), note(i=i))
-                assert conversation.said.whole == (i <= Window().turns)
+                assert conversation.said.whole == (i <= 50)
         async with open_conversation(KEY, store=store) as conversation:
             conversation.append(note(i="now"))
             before = store.calls["load"]

@@ -254,7 +254,9 @@ class ConversationSaver(BaseCheckpointSaver[str]):
 
 
 def current_thread() -> RunnableConfig:
-    """Return the config of the thread that is the conversation running here: ``await graph.ainvoke(question, current_thread())``.
+    """Return the config that names the conversation running here.
+
+    LangGraph asks for one with each call: ``await graph.ainvoke(question, current_thread())``.
 
     Raises:
         NoConversation: None runs here.

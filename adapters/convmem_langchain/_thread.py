@@ -38,7 +38,7 @@ from langgraph.types import Send
 
 from convmem import Edit, Message, Note, Said
 
-from ._messages import NAME, from_langchain, identified, native_id
+from ._messages import NAME, from_langchain, identified, native_id, to_langchain
 
 KIND = "langgraph"
 READ = "__convmem_read"
@@ -192,15 +192,15 @@ class Thread:
         pending = self._pending(saved)
         newest = self._newest[""].id == saved.id if not saved.ns else False
         if newest and _is_folded_list(values.get(self._channel)):
-            kept = self._pending_messages(saved) - set(self._listed(values[self._channel]))
-            values = {**values, self._channel: [identified(message) for id_, message in self._shown.items() if id_ not in kept]}
+            own = set(self._listed(values[self._channel]))
+            waiting = self._pending_messages(saved) - own
+            there = [message for id_, message in self._shown.items() if id_ not in waiting]
+            values = {**values, self._channel: [to_langchain(message) if message.id in own else identified(message) for message in there]}
         return CheckpointTuple(
             config=_config(thread_id, saved.ns, saved.id, [saved.id, self._last, not newest]),
             checkpoint={  # type: ignore[typeddict-item]  # what `put` was given, without its values
                 **state["checkpoint"],
-                "channel_values": {
-                    name: self._unfolded(value, clip=name == self._channel and not saved.ns) for name, value in values.items()
-                },
+                "channel_values": {name: self._unfolded(value) for name, value in values.items()},
             },
             metadata=state["metadata"],
             parent_config=_config(thread_id, saved.ns, saved.parent) if saved.parent else None,
@@ -251,7 +251,7 @@ class Thread:
                 if i < 0 or (data["task"], i) not in found:  # a task that is run again writes the same; an error may be another
                     found[data["task"], i] = (data["path"], channel, (kind, body))
         ordered = sorted(found.items(), key=lambda item: writes_sort_key(item[1][0], *item[0]))
-        return [(task, channel, self._unfolded(self._serde.loads_typed(blob), clip=False)) for (task, _), (_, channel, blob) in ordered]
+        return [(task, channel, self._unfolded(self._serde.loads_typed(blob))) for (task, _), (_, channel, blob) in ordered]
 
     def _pending_messages(self, saved: _Saved) -> set[str]:
         """Return the ids of the messages that tasks have written on top of it: in the conversation, and not yet in the graph's list."""
@@ -414,8 +414,8 @@ class Thread:
             return {_MARK: "dict", "of": list(folded.items())} if _MARK in value else folded
         return Send(value.node, self._folded(value.arg), timeout=value.timeout) if kind is Send else value
 
-    def _unfolded(self, value: Any, *, clip: bool) -> Any:
-        """Return a value as it was; with `clip` a list may begin where what was loaded begins.
+    def _unfolded(self, value: Any) -> Any:
+        """Return a value as it was.
 
         Raises:
             Incomplete: It names a message that was not loaded.
@@ -423,31 +423,32 @@ class Thread:
         kind = type(value)
         if kind is dict and _MARK in value:
             if value[_MARK] == "dict":
-                return {name: self._unfolded(item, clip=clip) for name, item in value["of"]}
-            items = [item for part in value["of"] for item in self._part(part, clip=clip)]
+                return {name: self._unfolded(item) for name, item in value["of"]}
+            items = [item for part in value["of"] for item in self._part(part)]
             return items[0] if value[_MARK] == "one" else tuple(items) if value[_MARK] == "tuple" else items
         if kind in (list, tuple):
-            return kind(self._unfolded(item, clip=clip) for item in value)
+            return kind(self._unfolded(item) for item in value)
         if kind is dict:
-            return {name: self._unfolded(item, clip=clip) for name, item in value.items()}
-        return Send(value.node, self._unfolded(value.arg, clip=clip), timeout=value.timeout) if kind is Send else value
+            return {name: self._unfolded(item) for name, item in value.items()}
+        return Send(value.node, self._unfolded(value.arg), timeout=value.timeout) if kind is Send else value
 
-    def _part(self, part: dict[str, Any], *, clip: bool) -> Iterator[Any]:
+    def _part(self, part: dict[str, Any]) -> Iterator[Any]:
         if "is" in part:
-            yield self._unfolded(part["is"], clip=clip)
+            yield self._unfolded(part["is"])
             return
-        if not clip and not self._said.whole and part["from"] not in self._place:
+        if not self._said.whole and part["from"] not in self._place:
             raise Incomplete
-        yield from (identified(message) for message in self._span(part))
+        yield from to_langchain(self._span(part))
 
     def _span(self, part: dict[str, Any]) -> list[Message]:
-        """Return the messages from one to another. Where one is gone, with a turn that was superseded or cleared, its side is open."""
+        """Return the messages from one to another. Where one is gone with a turn that was superseded, the other says where they were."""
         first, last = self._place.get(part["from"]), self._place.get(part["to"])
-        if first is None and last is None:
-            return []
-        if last is None:
-            return self._order[first : (first or 0) + 1]
-        return self._order[first or 0 : last + 1]
+        if first is None or last is None:
+            left = part["n"] - 1
+            first, last = (
+                (first, first + left - 1) if first is not None else (max(0, last - left + 1), last) if last is not None else (0, -1)
+            )
+        return self._order[first : last + 1]
 
     def _listed(self, folded: Any) -> Iterator[str]:
         """Yield the ids of the conversation's messages in a folded list."""
@@ -466,9 +467,10 @@ class Thread:
                 end = -1
             elif ranges and end >= 0 and self._place[part] == end + 1:
                 ranges[-1]["to"] = part
+                ranges[-1]["n"] += 1
                 end += 1
             else:
-                ranges.append({"from": part, "to": part})
+                ranges.append({"from": part, "to": part, "n": 1})
                 end = self._place[part]
         return ranges
 
