@@ -34,6 +34,7 @@ from langgraph.checkpoint.base import (
     writes_sort_key,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.constants import START
 from langgraph.types import Send
 
 from convmem import Edit, Message, Note, Said
@@ -193,7 +194,7 @@ class Thread:
         newest = self._newest[""].id == saved.id if not saved.ns else False
         if newest and _is_folded_list(values.get(self._channel)):
             own = set(self._listed(values[self._channel]))
-            waiting = self._pending_messages(saved) - own
+            waiting = {*self._pending_messages(saved), *self._asked(values)} - own
             there = [message for id_, message in self._shown.items() if id_ not in waiting]
             values = {**values, self._channel: [to_langchain(message) if message.id in own else identified(message) for message in there]}
         return CheckpointTuple(
@@ -281,14 +282,18 @@ class Thread:
         hidden: list[str] = []
         new: list[Message] = []
         asks = False
-        if not ns and _is_list_of_messages(stored.get(self._channel)):
+        listed = values.get(self._channel) if self._channel in checkpoint["channel_versions"] else []
+        if not ns and _is_list_of_messages(listed):
             earlier = self._list_of(before)
             given = self._given(before, earlier, where.get(READ), parent)
-            ids, new = self._follow(stored[self._channel])
+            ids, new = self._follow(listed)
             kept = set(ids)
             hidden = [id_ for id_ in given if id_ not in kept]
             asks = any(message.role == "user" and message.id in kept - earlier for message in (*self._present, *new))
-            stored[self._channel] = {_MARK: "list", "of": self._ranges(ids)}
+            if self._channel in stored:
+                stored[self._channel] = {_MARK: "list", "of": self._ranges(ids)}
+            if START in stored and isinstance(stored[START], dict) and self._channel in stored[START]:
+                self._said_now(stored[START][self._channel], new)
         folded = {name: value if _is_folded_list(value) else self._folded(value) for name, value in stored.items()}
         without_values = {name: value for name, value in checkpoint.items() if name != "channel_values"}
         state = {"checkpoint": without_values, "metadata": get_checkpoint_metadata(config, metadata), "values": folded}
@@ -316,11 +321,22 @@ class Thread:
         return Added(Note(kind=KIND, data={"of": of, "ns": ns, "task": task_id, "path": task_path, "writes": stored}), tuple(new))
 
     def _said_now(self, value: Any, new: list[Message]) -> Any:
-        """Return a write to the list of messages, folded; what it says anew is added to `new`."""
+        """Return what is about to be in the list of messages, folded; what it says anew is added to `new`.
+
+        Messages are given their ids here, as `add_messages` would a moment later: by them the list's are known to be these.
+        """
         one = not isinstance(value, list | tuple)
-        said = [message for message in ([value] if one else value) if _is_message(message)]
-        new.extend(self._as_new(message) for message in said if self._known(message, in_sight=True) is None)
+        for message in [value] if one else value:
+            if _is_message(message):
+                message.id = message.id or str(uuid4())
+                if self._known(message, in_sight=True) is None:
+                    new.append(self._as_new(message))
         return _single(self._folded([value])) if one else self._folded(value)
+
+    def _asked(self, values: Mapping[str, Any]) -> Iterator[str]:
+        """Yield the ids of the messages in an input that no task has taken up yet."""
+        given = values.get(START)
+        return self._listed(given.get(self._channel) if isinstance(given, dict) else None)
 
     def _list_of(self, before: _Saved | None) -> set[str]:
         """Return the ids in the graph's list at a checkpoint."""
