@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any, ClassVar, Literal
 from urllib.parse import unquote
@@ -47,11 +48,13 @@ from convmem.stores.base import (
     read_walk_cursor,
     walk_cursor,
 )
+from convmem.stores.postgres_batches import Statement
 from convmem.stores.postgres_connections import BorrowedConnections, Connections, OwnConnections, Pooling
 from convmem.stores.postgres_database import MOST_TRIES, Database, Rules, durability
 from convmem.stores.postgres_schema import Migrate, missing_tables
 
 _POSITION = attrgetter("n")
+_LOAD, _NEXT, _FIRST = Statement("load", "load"), Statement("append", "follow", ("next",)), Statement("append", "follow", ("first",))
 ENTRIES_A_MESSAGE = 2
 """So many entries for each message asked for are looked at to find where a window begins; more are when that was not enough."""
 ADDRESSES_A_PAGE = 20
@@ -140,9 +143,14 @@ class PostgresStore(Store):
         wanted = {"turn": turn, "messages": messages, "before": before}
         parts = [part for part, value in wanted.items() if value is not None]
         taken_when_held_by: str | None = None
+        window = (_id_of(key), turns, token, term)
         for _ in range(MOST_TRIES):
-            asked = (_id_of(key), turns, token, term, turn, messages, looked_at, before)
-            seen = _Seen(await self._database.run("load", "load", asked, "one", *parts), parts)
+            if parts:
+                asked = (*window, turn, messages, looked_at, before)
+                rows = await self._database.run("load", "load", asked, "one", "more", *parts)
+            else:
+                rows = await self._database.share(_LOAD, window) or await self._database.run("load", "load", window, "one")
+            seen = _Seen(rows, parts)
             if seen.is_answer(token):
                 break
             if seen.is_short and looked_at is not None:
@@ -159,15 +167,17 @@ class PostgresStore(Store):
 
     async def append(self, key: SessionKey, after: Head, entry: Entry, *, ttl: timedelta | None = None, release: bool = False) -> Appended:
         """See `Store.append`."""
-        arguments = (
+        before = (
             *(_id_of(key), *key.path),
             *(after.epoch, after.n, after.id),
             *(entry.id, entry.turn, entry.token, entry.epoch, entry.kind.value, entry.closing, entry.count, entry.turns, entry.start),
-            *(entry.pinned or None, entry.hides or None, entry.format, entry.key_id, entry.body),
-            *(ttl, release),
         )
-        if not entry.hides and await self._database.run("append", "follow", arguments, "one", "next" if after.epoch else "first"):
-            return Appended(Outcome.STORED, entry.head_at(after.n + 1))
+        behind = (entry.format, entry.key_id, entry.body, ttl, release)
+        if not entry.hides:
+            pinned = f"{{{','.join(map(str, entry.pinned))}}}" if entry.pinned else None
+            if await self._database.share(_NEXT if after.epoch else _FIRST, (*before, pinned, None, *behind)):
+                return Appended(Outcome.STORED, entry.head_at(after.n + 1))
+        arguments = (*before, entry.pinned or None, entry.hides or None, *behind)
         for _ in range(MOST_TRIES):
             row = (await self._database.run("append", "append", arguments))[0]
             if row["outcome"] != "again":
@@ -326,7 +336,13 @@ def _path_of(row: Any) -> tuple[str, str, str]:
 
 def _id_of(key: SessionKey) -> UUID:
     """Return the first half of the SHA-256 of the address: 128 bits nobody can aim at, and no counter to meet at."""
-    return UUID(bytes=hashlib.sha256("/".join(key.path).encode()).digest()[:16])
+    return _id_at(key.path)
+
+
+@lru_cache(maxsize=1024)
+def _id_at(path: tuple[str, str, str]) -> UUID:
+    """A turn names its conversation at least twice."""
+    return UUID(bytes=hashlib.sha256("/".join(path).encode()).digest()[:16])
 
 
 def _time(seconds: float) -> datetime:

@@ -95,9 +95,15 @@ class Link:
 
 
 class Connections(ABC):
-    """A source of connections."""
+    """A source of connections.
+
+    Attributes:
+        location: Where they lead to, readable for an operator.
+        busy: What to say when none came free in time.
+    """
 
     location: str
+    busy: str = "all connections of the app's pool were busy"
 
     @abstractmethod
     def use(self, deadline: float) -> AbstractAsyncContextManager[Link]:
@@ -168,6 +174,7 @@ class OwnConnections(Connections):
         """Open nothing yet."""
         self.location = location
         self._pooling = pooling or Pooling()
+        self.busy = f"all {self._pooling.most} connections of this process were busy; raise pool_max in CONVMEM_STORE"
         self._options = {
             "max_cached_statement_lifetime": 0,
             "max_cacheable_statement_size": 0,
@@ -188,7 +195,7 @@ class OwnConnections(Connections):
         held = self._of_loops.get(loop)
         if held is None:
             with self._lock:
-                held = self._of_loops.setdefault(loop, _OfLoop(self._connect, self._pooling))
+                held = self._of_loops.setdefault(loop, _OfLoop(self._connect, self._pooling, self.busy))
             await held.follow_loop()
         return held, held.idle() or await held.take(deadline)
 
@@ -256,8 +263,8 @@ class _Loan:
 class _OfLoop:
     """The connections of one event loop."""
 
-    def __init__(self, connect: Callable[[float], Awaitable[Link]], pooling: Pooling) -> None:
-        self._connect, self._pooling = connect, pooling
+    def __init__(self, connect: Callable[[float], Awaitable[Link]], pooling: Pooling, busy: str) -> None:
+        self._connect, self._pooling, self._busy = connect, pooling, busy
         self._idle: deque[tuple[Link, float]] = deque()
         self._waiting: deque[asyncio.Future[Link | None]] = deque()
         self._open = 0
@@ -374,8 +381,7 @@ class _OfLoop:
                     self._wake()
             if not isinstance(error, TimeoutError):
                 raise
-            msg = f"all {self._pooling.most} connections of this process were busy; raise pool_max in CONVMEM_STORE"
-            raise NotConnectedError(msg) from None
+            raise NotConnectedError(self._busy) from None
 
     async def _opened(self, deadline: float) -> Link:
         """Connect, again and again until the deadline; but at once with an error when the server has been away for longer.

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import asyncpg
 
 from convmem.exceptions import ConfigurationError, StoreUnavailable
+from convmem.stores.postgres_batches import Batches, Overdue, Statement
 from convmem.stores.postgres_connections import ERRORS, BorrowedConnections, Connections, Link, NotConnectedError
 from convmem.stores.postgres_schema import Migrate, SchemaError, check_schema, migrate, missing_right, missing_tables, statement
 
@@ -74,15 +75,29 @@ class Database:
         self._seconds = rules.timeout.total_seconds()
         self._warned = False
         self._ready: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
+        self._batches: WeakKeyDictionary[asyncio.AbstractEventLoop, Batches] = WeakKeyDictionary()
         self._getting_ready: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
     async def run(self, operation: str, name: str, arguments: Sequence[object] = (), *parts: str) -> list[Any]:
-        """Run a statement by its name, for a verb of the store. The one place through which every verb goes."""
-        deadline = time.monotonic() + self._seconds
+        """Run a statement by its name, for a verb of the store. This and `share` are where every verb goes through."""
+        return await self._send(Statement(operation, name, parts), "", arguments, time.monotonic() + self._seconds)
+
+    async def share(self, statement: Statement, arguments: Sequence[object]) -> list[Any]:
+        """Run a statement, together with others that wait; no row at all says that it has to be run alone."""
+        loop, deadline = asyncio.get_running_loop(), time.monotonic() + self._seconds
+        batches = self._batches.get(loop)
+        if batches is None:
+            batches = self._batches[loop] = Batches(self._send)
+        rows = await batches.call(statement, arguments, deadline)
+        if isinstance(rows, Overdue):
+            self._fail(statement.operation, TimeoutError() if rows.sent else NotConnectedError(self.connections.busy))
+        return rows
+
+    async def _send(self, wanted: Statement, form: str, arguments: Sequence[object], deadline: float) -> list[Any]:
         if asyncio.get_running_loop() not in self._ready:
-            await self._get_ready(operation, deadline)
-        text = statement(name, self.rules.schema, *parts)
-        return await self._lend(operation, deadline, lambda link: link.run(text, arguments, _left(deadline)))
+            await self._get_ready(wanted.operation, deadline)
+        text = statement(wanted.name, self.rules.schema, form, *wanted.parts)
+        return await self._lend(wanted.operation, deadline, lambda link: link.run(text, arguments, _left(deadline)))
 
     async def migrate(self) -> tuple[str, ...]:
         """Apply the numbered files this database has not seen; return their names."""

@@ -7,8 +7,24 @@ WITH
 -- many; looked_at: how many entries are looked at to find as many messages; before: the position where the window ends
 -- if one
 asked AS NOT MATERIALIZED (
-    SELECT NULL::integer AS at, $1::uuid AS id, $2::bigint AS turns, $3::text AS token, $4::interval AS term,
-        $5::text AS turn, $6::bigint AS messages, $7::bigint AS looked_at, $8::bigint AS before
+    SELECT NULL::integer AS at, $1::uuid AS id, $2::bigint AS turns, $3::text AS token, $4::interval AS term
+    -- if more
+        , $5::text AS turn, $6::bigint AS messages, $7::bigint AS looked_at, $8::bigint AS before
+    -- end
+    -- if one
+),
+-- end
+-- if many
+wanted AS MATERIALIZED (
+    SELECT at::integer, id, turns, token, term
+    FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::interval[]) WITH ORDINALITY AS w (id, turns, token, term, at)
+), locked AS MATERIALIZED ( -- nobody waits for a row that somebody else has: whom it concerns asks again, alone
+    SELECT l.conversation FROM wanted AS w JOIN convmem.convmem_lease AS l ON l.conversation = w.id WHERE w.token IS NOT NULL
+    FOR NO KEY UPDATE OF l SKIP LOCKED
+), asked AS MATERIALIZED (
+    SELECT w.* FROM wanted AS w
+    WHERE w.token IS NULL OR w.id IN (SELECT conversation FROM locked)
+        OR NOT EXISTS (SELECT FROM convmem.convmem_lease AS l WHERE l.conversation = w.id)
 ),
 -- end
 seen AS (
@@ -58,7 +74,11 @@ seen AS (
     ) AS each
 -- end
 ), edge AS MATERIALIZED (
-    SELECT at, id, n, start, before, expired, pinned, CASE WHEN expired OR turns = 0 THEN n ELSE greatest(
+    SELECT at, id, n, start, expired, pinned,
+    -- if before
+        before,
+    -- end
+        CASE WHEN expired OR turns = 0 THEN n ELSE greatest(
         start,
 -- if messages
         (SELECT e.n - 1 FROM convmem.convmem_entry AS e
