@@ -16,6 +16,8 @@ from convmem.exceptions import StoreUnavailable
 
 AT_ONCE = 2
 """So many statements are under way before calls wait for one another."""
+SLOW = 0.1
+"""Seconds after which nobody waits for a statement any more: it may be held up by a row that somebody has locked."""
 MOST_TOGETHER = 32
 """So many calls are one statement at most."""
 
@@ -63,8 +65,9 @@ class Batches:
     def __init__(self, send: Send) -> None:
         """Begin with none."""
         self._send = send
-        self._under_way = 0
+        self._under_way: dict[object, float] = {}
         self._waiting: deque[_Call] = deque()
+        self._look_again: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def call(self, statement: Statement, arguments: Sequence[object], deadline: float) -> list[Any] | Overdue:
@@ -73,29 +76,47 @@ class Batches:
         Raises:
             StoreUnavailable: The statement failed.
         """
-        if self._under_way < AT_ONCE:
-            self._under_way += 1
+        if len(self._under_way) < AT_ONCE:
+            this = self._began()
             try:
                 return await self._send(statement, "one", arguments, deadline)
             finally:
-                self._ended()
+                self._ended(this)
         call = _Call(statement, arguments, deadline)
         self._waiting.append(call)
+        self._go_on()
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 return await call.answer
         except TimeoutError:
             return Overdue(call.sent)
 
-    def _ended(self) -> None:
-        self._under_way -= 1
-        while self._waiting and self._under_way < AT_ONCE:
-            batch = self._take()
-            if batch:
-                self._under_way += 1
-                task = asyncio.get_running_loop().create_task(self._run(batch))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+    def _began(self) -> object:
+        this = object()
+        self._under_way[this] = time.monotonic()
+        return this
+
+    def _ended(self, this: object) -> None:
+        del self._under_way[this]
+        if self._waiting:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Send what waits, as long as statements may be sent; and look again when one that is under way has become slow."""
+        now, loop = time.monotonic(), asyncio.get_running_loop()
+        free = AT_ONCE - sum(now - since < SLOW for since in self._under_way.values())
+        while free > 0 and (batch := self._take()):
+            free -= 1
+            task = loop.create_task(self._run(batch, self._began()))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        if self._waiting and self._look_again is None:
+            self._look_again = loop.call_later(SLOW, self._after_a_while)
+
+    def _after_a_while(self) -> None:
+        self._look_again = None
+        if self._waiting:
+            self._go_on()
 
     def _take(self) -> list[_Call]:
         """Return what goes together: calls of one statement, to different conversations, whoever waits longest first."""
@@ -113,37 +134,39 @@ class Batches:
         self._waiting = left
         return list(taken.values())
 
-    async def _run(self, batch: list[_Call]) -> None:
-        statement = batch[0].statement
-        deadline = max(call.deadline for call in batch)
+    async def _run(self, batch: list[_Call], this: object) -> None:
+        answers: Sequence[list[Any] | Exception]
+        try:
+            answers = await self._answers(batch)
+        except StoreUnavailable as error:
+            is_told = error.unknown or len(batch) == 1  # else nothing was done; whose fault it was is found out by asking for each alone
+            answers = [_again(error) if is_told else [] for _ in batch]
+        except Exception as error:  # noqa: BLE001 - it is told to each whom it concerns
+            answers = [error for _ in batch]
+        except BaseException:
+            for call in batch:
+                call.answer.cancel()
+            raise
+        finally:
+            self._ended(this)
+        for call, answer in zip(batch, answers, strict=True):
+            if not call.answer.done():
+                if isinstance(answer, Exception):
+                    call.answer.set_exception(answer)
+                else:
+                    call.answer.set_result(answer)
+
+    async def _answers(self, batch: list[_Call]) -> list[list[Any]]:
+        statement, deadline = batch[0].statement, max(call.deadline for call in batch)
         for call in batch:
             call.sent = True
-        try:
-            if len(batch) == 1:
-                answers = [await self._send(statement, "one", batch[0].arguments, deadline)]
-            else:
-                answers = [[] for _ in batch]
-                columns = list(zip(*(call.arguments for call in batch), strict=True))
-                for row in await self._send(statement, "many", columns, deadline):
-                    answers[row["at"] - 1].append(row)
-        except StoreUnavailable as error:
-            for call in batch:
-                if not call.answer.done():
-                    if error.unknown or len(batch) == 1:
-                        call.answer.set_exception(_again(error))
-                    else:  # nothing was done: whose fault it was is found out by asking for each alone
-                        call.answer.set_result([])
-        except BaseException as error:
-            for call in batch:
-                if not call.answer.done():
-                    call.answer.set_exception(error)
-            raise
-        else:
-            for call, rows in zip(batch, answers, strict=True):
-                if not call.answer.done():
-                    call.answer.set_result(rows)
-        finally:
-            self._ended()
+        if len(batch) == 1:
+            return [await self._send(statement, "one", batch[0].arguments, deadline)]
+        answers: list[list[Any]] = [[] for _ in batch]
+        columns = list(zip(*(call.arguments for call in batch), strict=True))
+        for row in await self._send(statement, "many", columns, deadline):
+            answers[row["at"] - 1].append(row)
+        return answers
 
 
 def _again(error: StoreUnavailable) -> StoreUnavailable:

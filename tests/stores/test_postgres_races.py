@@ -222,6 +222,45 @@ async def of_two_who_take_a_lease_the_later_is_told_who_has_it(scene: Scene) -> 
     assert timedelta(seconds=50) < log.holder.remaining <= timedelta(seconds=60)
 
 
+async def an_append_under_a_lease_that_ran_out_is_fenced_by_who_takes_it(scene: Scene) -> None:
+    late = scene.writer()
+    await late.append()
+    await late.seize(SHORT)
+    await asyncio.sleep(PAST_SHORT)
+    await scene.stopped.begin()
+    holder = scene.stopped_writer(late)
+    holder.token = "another"
+    await holder.seize(LONG)
+    waiting = asyncio.create_task(late.offer())
+    await scene.stopped.commit_after(waiting)
+    assert (await waiting).outcome is Outcome.FENCED
+    assert (await scene.store.load(late.key)).head == holder.head
+
+
+async def an_entry_repeated_under_its_lease_during_its_first_try_is_a_duplicate(scene: Scene) -> None:
+    writer = scene.writer()
+    await writer.append()
+    await writer.seize()
+    entry = writer.entry()
+    await scene.stopped.begin()
+    await scene.stopped_writer(writer).append(entry)
+    waiting = asyncio.create_task(writer.offer(entry))
+    await scene.stopped.commit_after(waiting)
+    assert (await waiting).outcome is Outcome.DUPLICATE
+    assert (await scene.store.load(writer.key)).head.n == 2
+
+
+async def of_two_first_appends_under_one_lease_the_later_is_a_conflict(scene: Scene) -> None:
+    late = scene.writer()
+    await late.seize()
+    await scene.stopped.begin()
+    entry = await scene.stopped_writer(late).append()
+    waiting = asyncio.create_task(late.offer())
+    await scene.stopped.commit_after(waiting)
+    answer = await waiting
+    assert (answer.outcome, answer.head) == (Outcome.CONFLICT, entry.head_at(1))
+
+
 EVERY_PART = ("one", "turn", "messages", "before", "next", "first")
 Interleaving = Callable[[Scene], Awaitable[None]]
 Change = tuple[str, str, str]
@@ -245,6 +284,13 @@ BROKEN: dict[Interleaving, Change] = {
         "AND NOT EXISTS (SELECT FROM written) THEN 'again'",
         "AND NOT EXISTS (SELECT FROM written) THEN 'conflict'",
     ),
+    an_append_under_a_lease_that_ran_out_is_fenced_by_who_takes_it: ("follow", "AND l.token = a.token", ""),
+    an_entry_repeated_under_its_lease_during_its_first_try_is_a_duplicate: (
+        "follow",
+        "c.id = leased.conversation AND c.epoch = a.after_epoch AND c.n = a.after_n AND c.entry = a.after_id",
+        "c.id = leased.conversation",
+    ),
+    of_two_first_appends_under_one_lease_the_later_is_a_conflict: ("follow", "ON CONFLICT (id) DO NOTHING", ""),
     a_delete_removes_what_was_being_written: (
         "delete",
         "AND (c.epoch, c.n, c.entry, c.mark) = (wanted.epoch, wanted.n, wanted.entry, wanted.mark)",
