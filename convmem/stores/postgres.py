@@ -1,9 +1,9 @@
-"""PostgresStore: any number of processes on any number of hosts, one statement for each verb.
+"""PostgresStore: any number of processes on any number of hosts, one trip for each verb.
 
 One row for each entry, one for each conversation, which every append updates where it stands. Who may write is decided by the
 rows themselves, at READ COMMITTED: an append locks the lease row, moves the conversation if it is still as it saw it, and only
 then inserts its entry; all in one statement, of which the text is in ``sql/postgres``. A statement that had to wait for a row
-sees what was before: it then stores nothing and is sent again.
+sees what was before: it then stores nothing and is sent again. Loads and appends that wait at the same time share a statement.
 """
 
 from __future__ import annotations
