@@ -292,7 +292,7 @@ class LlamaIndexRedis(_LlamaIndex):
 class LlamaIndexFile(_LlamaIndex):
     """``SimpleChatStore``, persisted.
 
-    With pydantic 2.14 its own ``persist`` fails, so here the file is written as it does it with 2.13. `TestOwnEnvironments` lets the
+    With pydantic 2.14 its own ``persist`` fails, so here the file is written as it does it with 2.13. `LlamaIndexPersisted` lets the
     library write it, beside a pydantic with which it can.
     """
 
@@ -314,6 +314,49 @@ class LlamaIndexFile(_LlamaIndex):
         document = json.loads(self._file.read_text())
         document["store"][name].append({"role": "nobody"})
         self._file.write_text(json.dumps(document))
+
+
+class LlamaIndexPostgres(_LlamaIndex):
+    """``PostgresChatStore``, in an environment of its own."""
+
+    source = "llamaindex-postgres"
+    corpus = tuple(message for message in _LlamaIndex.corpus if "\\u0000" not in message.model_dump_json())
+
+    def __init__(self, request, folder):
+        self._filler = request.getfixturevalue("filler")
+        self.place = request.getfixturevalue("postgres_server").database()
+
+    async def say(self, name, messages):
+        self._filler.say("postgres", self.place, name, messages)
+
+    async def said(self, name):
+        return self._filler.said("postgres", self.place, name)
+
+    async def damage(self, name):
+        with psycopg.connect(self.place) as link:
+            link.execute("UPDATE chatstore SET value = array_append(value, '[]'::json) WHERE key = %s", (name,))
+
+
+class LlamaIndexPersisted(LlamaIndexFile):
+    """``SimpleChatStore``, persisted by itself in an environment of its own; it reads no file that is damaged."""
+
+    def __init__(self, request, folder):
+        super().__init__(request, folder)
+        self._filler = request.getfixturevalue("filler")
+        self._damaged = False
+
+    async def say(self, name, messages):
+        if self._damaged:
+            await super().say(name, messages)
+        else:
+            self._filler.say("file", self.place, name, messages)
+
+    async def said(self, name):
+        return self._filler.said("file", self.place, name)
+
+    async def damage(self, name):
+        await super().damage(name)
+        self._damaged = True
 
 
 class OpenAIAgentsSQLite(Origin):
@@ -357,3 +400,4 @@ class OpenAIAgentsSQLite(Origin):
 
 
 ORIGINS = (LangChainRedis, LangChainPostgres, LangChainSQLite, LangChainSQLPostgres, LlamaIndexRedis, LlamaIndexFile, OpenAIAgentsSQLite)
+IN_OWN_ENVIRONMENTS = (LlamaIndexPostgres, LlamaIndexPersisted)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import subprocess
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
+from llama_index.core.base.llms.types import ChatMessage
 
 from convmem import (
     ConfigurationError,
@@ -24,13 +29,62 @@ from convmem import (
 )
 from convmem.testing import FaultyStore
 from convmem_langchain import ConversationHistory
-from tests.adapters.origins import ORIGINS, LangChainPostgres, LangChainSQLite, LlamaIndexFile, LlamaIndexRedis, OpenAIAgentsSQLite, Origin
+from tests.adapters.environments import environment
+from tests.adapters.origins import (
+    IN_OWN_ENVIRONMENTS,
+    ORIGINS,
+    LangChainPostgres,
+    LangChainSQLite,
+    LlamaIndexFile,
+    LlamaIndexRedis,
+    OpenAIAgentsSQLite,
+    Origin,
+)
 
 pytestmark = [pytest.mark.asyncio]
 OWNER = "user:42"
 
 
-@pytest.fixture(params=ORIGINS, ids=lambda kind: kind.__name__)
+class Filler:
+    """Stores of LlamaIndex's in an environment of their own."""
+
+    def __init__(self) -> None:
+        packages = ("llama-index-core", "llama-index-storage-chat-store-postgres", "psycopg[binary]", "pydantic<2.14")
+        python = environment("llamaindex-older", *packages)
+        command = [str(python), str(Path(__file__).with_name("filler.py"))]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def say(self, kind: str, place: str, name: str, messages: Sequence[ChatMessage]) -> None:
+        """Let a store add messages."""
+        self._ask(kind=kind, place=place, name=name, messages=[message.model_dump(mode="json") for message in messages])
+
+    def said(self, kind: str, place: str, name: str) -> list[ChatMessage]:
+        """Return what a store reads."""
+        return [ChatMessage.model_validate(message) for message in self._ask(kind=kind, place=place, name=name)]
+
+    def _ask(self, **asked: Any) -> list[Any]:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        said: list[Any] = json.loads(self._process.stdout.readline())
+        return said
+
+    def close(self) -> None:
+        self._process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def filler() -> Iterator[Filler]:
+    """One process for all tests: it takes seconds to import what it needs."""
+    with closing(Filler()) as filler:
+        yield filler
+
+
+SLOW = [pytest.param(kind, marks=pytest.mark.all_only) for kind in IN_OWN_ENVIRONMENTS]
+
+
+@pytest.fixture(params=(*ORIGINS, *SLOW), ids=lambda kind: kind.__name__)
 def origin(request: pytest.FixtureRequest, tmp_path: Path) -> Origin:
     """Each library's store in turn."""
     made: Origin = request.param(request, tmp_path)
