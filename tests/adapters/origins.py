@@ -242,7 +242,7 @@ def _dumped(messages: Iterable[ChatMessage]) -> list[ChatMessage]:
 
 
 class _LlamaIndex(Origin):
-    corpus = _dumped(LLAMAINDEX.values())
+    corpus: ClassVar = _dumped(LLAMAINDEX.values())
 
     def native(self, messages):
         return to_llamaindex(messages)
@@ -320,7 +320,7 @@ class LlamaIndexPostgres(_LlamaIndex):
     """``PostgresChatStore``, in an environment of its own."""
 
     source = "llamaindex-postgres"
-    corpus = tuple(message for message in _LlamaIndex.corpus if "\\u0000" not in message.model_dump_json())
+    corpus: ClassVar = [message for message in _LlamaIndex.corpus if "\\u0000" not in message.model_dump_json()]
 
     def __init__(self, request, folder):
         self._filler = request.getfixturevalue("filler")

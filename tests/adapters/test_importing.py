@@ -29,7 +29,6 @@ from convmem import (
 )
 from convmem.testing import FaultyStore
 from convmem_langchain import ConversationHistory
-from tests.adapters.environments import environment
 from tests.adapters.origins import (
     IN_OWN_ENVIRONMENTS,
     ORIGINS,
@@ -40,6 +39,7 @@ from tests.adapters.origins import (
     OpenAIAgentsSQLite,
     Origin,
 )
+from tests.environments import environment
 
 pytestmark = [pytest.mark.asyncio]
 OWNER = "user:42"
