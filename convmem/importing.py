@@ -97,7 +97,7 @@ async def import_conversations(
                 if isinstance(said, LeftOut):
                     job.leave_out(said)
                     continue
-                if writing is None or writing.key != said.key:
+                if writing is None or (writing.name, writing.key) != (said.name, said.key):
                     if writing is not None:
                         await writing.end()
                     writing = _Conversation(job, ledger.store, ledger.rules.ttl, said, dry_run=dry_run, undelete=undelete)
@@ -134,13 +134,14 @@ class _Conversation:
     """One conversation on its way into a store.
 
     Attributes:
-        key: Its address.
+        name: Its name where it comes from.
+        key: Its address here.
     """
 
     def __init__(self, job: _Job, store: Store, ttl: timedelta | None, first: Batch, *, dry_run: bool, undelete: bool) -> None:
         """Begin with its first batch, which is still to be taken."""
+        self.name = first.name
         self.key = first.key
-        self._name = first.name
         self._renamed = first.renamed
         self._job = job
         self._store = store
@@ -257,7 +258,7 @@ class _Conversation:
 
     def _refuse(self, reason: str) -> None:
         self._refused = True
-        self._job.leave_out(LeftOut(self._name, reason))
+        self._job.leave_out(LeftOut(self.name, reason))
 
 
 def _digest(*parts: str) -> str:

@@ -202,6 +202,15 @@ class TestAnExportReadBack:
             assert [message.text for message in conversation.messages] == ["hello"]
         assert (await store.list(key.owner)).items == ()
 
+    async def test_two_that_would_become_one_are_not_mixed(self, store: Store, importing: Importing) -> None:
+        """Two people's default conversations, both to be one owner's: the second has to go elsewhere, and is named."""
+        source, tenant, heir = MemoryStore(), fresh_key().owner, fresh_key().owner
+        for owner in ("user:1", "user:2"):
+            await rich(source, SessionKey(owner, tenant=tenant))
+        await importing.export(export_tenant(tenant, store=source))
+        assert await importing.run(store, owner=heir) == Imported(conversations=1, messages=11, left_out=1)
+        assert "another conversation" in importing.left_out[0].reason
+
     async def test_a_dry_run_stores_nothing_and_says_what_would_be(self, store: Store, importing: Importing) -> None:
         """And the import that follows does that."""
         source, key = MemoryStore(), fresh_key()

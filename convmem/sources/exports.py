@@ -116,7 +116,7 @@ class _Export:
 
     def _conversation(self, document: dict[str, Any]) -> Iterator[LeftOut]:
         owner, session_id, tenant = document["owner"], document["session_id"], document["tenant"]
-        self._name, self._key, self._entries = f"{owner}/{session_id}", None, 0
+        self._name, self._key, self._entries = "/".join([tenant, owner, session_id] if tenant else [owner, session_id]), None, 0
         try:
             self._key = SessionKey(self._owner or owner, session_id, tenant if self._tenant is None else self._tenant)
         except InvalidIdentity as error:
@@ -136,8 +136,8 @@ class _Export:
             body=body,
             said=said,
             closing=document["closing"] is True,
-            format=document.get("format", ENTRY_FORMAT),
-            key_id=document.get("key_id", ""),
+            format=int(document.get("format", ENTRY_FORMAT)),
+            key_id=str(document.get("key_id", "")),
         )
         Entry(batch.id, batch.turn, "-", "-")  # refuses names no store could keep
         return batch

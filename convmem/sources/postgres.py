@@ -50,11 +50,11 @@ async def rows_of_arrays(url: str, table: str) -> Rows:
     Raises:
         SourceUnreadable: The server does not answer, or there is no such table.
     """
-    schema, dot, name = table.rpartition(".")
+    schema, dot, name = table.lower().rpartition(".")  # as they do
     older = _qualified(f"{schema}{dot}data_{name}")
     async with _read(url) as link:
         there = await link.fetchval("SELECT to_regclass($1) IS NOT NULL", older)
-        source = older if there else _qualified(table)
+        source = older if there else _qualified(table.lower())
         query = f"SELECT t.key, m.v::text FROM {source} t, unnest(t.value) WITH ORDINALITY AS m(v, n) ORDER BY t.id, m.n"  # noqa: S608 - quoted
         async for key, text in link.cursor(query, prefetch=_AT_ONCE):
             yield Row(key, text)

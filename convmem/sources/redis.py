@@ -12,7 +12,7 @@ from convmem.exceptions import ConfigurationError, SourceUnreadable
 from convmem.sources.documents import Row, Rows
 
 try:
-    from redis.asyncio import Redis
+    from redis.asyncio import Redis, RedisCluster
     from redis.exceptions import RedisError
 except ModuleNotFoundError as error:
     msg = 'Reading from Redis needs: pip install "convmem[redis]"'
@@ -26,7 +26,7 @@ async def rows_of_redis(url: str, prefix: str, *, newest_first: bool) -> Rows:
     """Read every list whose key begins so; what follows in the key is the conversation's name.
 
     Args:
-        url: Of one server: redis, rediss or unix.
+        url: Of a server, or of a node of a cluster: redis, rediss or unix.
         prefix: Of the keys.
         newest_first: Whether the lists grow at their beginning.
 
@@ -36,7 +36,7 @@ async def rows_of_redis(url: str, prefix: str, *, newest_first: bool) -> Rows:
     address = urlsplit(url)
     place = f"{address.hostname or 'redis'}{address.path}"
     try:
-        async with Redis.from_url(url) as redis:
+        async with await _connected(url) as redis:
             seen: set[bytes] = set()  # SCAN may show a key twice
             async for key in redis.scan_iter(match=_escaped(prefix), count=_SCAN, _type="list"):
                 mark = blake2b(key, digest_size=16).digest()
@@ -50,7 +50,20 @@ async def rows_of_redis(url: str, prefix: str, *, newest_first: bool) -> Rows:
         raise SourceUnreadable(place, str(error) or type(error).__name__) from error
 
 
-async def _items(redis: Redis, key: bytes, *, newest_first: bool) -> AsyncGenerator[bytes | str, None]:
+async def _connected(url: str) -> Redis | RedisCluster:
+    """Return a client for the server, or for the cluster it is a part of: one node would show its own keys only."""
+    redis = Redis.from_url(url)
+    try:
+        if not (await redis.info("cluster")).get("cluster_enabled"):
+            return redis
+    except BaseException:
+        await redis.aclose()
+        raise
+    await redis.aclose()
+    return RedisCluster.from_url(url)
+
+
+async def _items(redis: Redis | RedisCluster, key: bytes, *, newest_first: bool) -> AsyncGenerator[bytes | str, None]:
     """Yield a list's items, the oldest first, counted from the end that does not grow."""
     done = 0
     while True:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from llama_index.core.base.llms.types import ChatMessage
+from redis.cluster import RedisCluster
 
 from convmem import (
     ConfigurationError,
@@ -40,6 +41,7 @@ from tests.adapters.origins import (
     Origin,
 )
 from tests.environments import environment
+from tests.wheels import valkey
 
 pytestmark = [pytest.mark.asyncio]
 OWNER = "user:42"
@@ -340,6 +342,19 @@ async def test_another_prefix_and_another_table(request: pytest.FixtureRequest, 
     assert (await Importing(sqlite).run(table='a "table"')).conversations == 1
     with pytest.raises(SourceUnreadable, match="no such table"):
         await Importing(sqlite).run()
+
+
+async def test_a_cluster_is_read_as_a_whole(valkey_cluster: valkey.Cluster) -> None:
+    """One node shows its own keys only; what stands on the others would be missing without a word."""
+    url = valkey_cluster.url.removeprefix("redis+cluster://").partition(",")[0]
+    said = [ChatMessage("hello"), ChatMessage("hi", role="assistant")]
+    with closing(RedisCluster.from_url(f"redis://{url}")) as redis:
+        for n in range(30):
+            for message in said:
+                redis.rpush(f"moving:{n}", message.model_dump_json())
+    store = MemoryStore()
+    receipt = await import_conversations(f"redis://{url}", "llamaindex-redis", owner=OWNER, prefix="moving:", store=store)
+    assert receipt == Imported(conversations=30, messages=60)
 
 
 async def test_the_source_is_not_changed(request: pytest.FixtureRequest, tmp_path: Path) -> None:
