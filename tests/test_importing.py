@@ -158,6 +158,20 @@ class TestAnExportReadBack:
         assert [message.text for message in seen[1][0] if message.role == "system"] == ["be long"]
         assert seen[1][2] > 0
 
+    async def test_a_system_message_is_in_every_window_until_it_is_hidden(self, store: Store, importing: Importing) -> None:
+        """Also long before it: the entry that says it is loaded with every window, and so is the one that hides it."""
+        source, key, dropped = MemoryStore(), fresh_key(), Message.system("drop")
+        await say(source, key, Message.system("keep"), Message.user("one"))
+        await say(source, key, dropped, Message.user("two"))
+        async with open_conversation(key, store=source) as conversation:
+            conversation.edit(Edit(action="hide", ids=(dropped.id,)), Message.user("three"))
+        for n in range(50):
+            await say(source, key, Message.user(f"more {n}"))
+        await importing.export(export_conversation(key, store=source))
+        await importing.run(store)
+        async with open_conversation(key, store=store) as conversation:
+            assert [message.text for message in conversation.messages][:2] == ["keep", "more 0"]
+
     async def test_twice_is_as_good_as_once(self, store: Store, importing: Importing) -> None:
         """Who is not sure that it ran runs it again."""
         source, key = MemoryStore(), fresh_key()
@@ -257,6 +271,18 @@ class TestWhoElseWrites:
         importing.rewrite(*whole)
         assert await importing.run(store) == Imported(left_out=1)
         assert (await store.load(key)).head == head
+
+    async def test_a_turn_that_somebody_else_left_unfinished_is_not_finished(self, store: Store, importing: Importing) -> None:
+        """Its beginning would go out of sight, as an attempt's does when another attempt at the same turn is stored."""
+        source = Writer(MemoryStore())
+        first = await source.append(source.entry(turn="t", closing=False, body=body("one")))
+        await source.append(source.entry(turn="t", adds=0, body=body("two")))
+        await importing.export(export_conversation(source.key, store=source.store))
+        here = Writer(store, source.key)
+        await here.append(replace(here.entry(turn="t", closing=False, body=body("one")), id=first.id))
+        assert await importing.run(store) == Imported(left_out=1)
+        assert "not finished" in importing.left_out[0].reason
+        assert await here.visible() == (first.id,)
 
     async def test_one_whose_turn_is_running_is_left_alone(self, store: Store, importing: Importing) -> None:
         """Its handler has loaded, and its answer is on the way."""

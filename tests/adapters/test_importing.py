@@ -370,6 +370,18 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+async def test_a_turn_that_grew_is_named_and_not_doubled(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Its question was imported before its answer came: what is here is no longer what is there, and nobody guesses."""
+    origin = LangChainSQLite(request, tmp_path)
+    importing = Importing(origin)
+    await origin.say("s", [HumanMessage("hello"), AIMessage("hi"), HumanMessage("and?")])
+    assert (await importing.run()).messages == 3
+    await origin.say("s", [AIMessage("so")])
+    assert await importing.run() == Imported(left_out=1)
+    assert "goes on differently" in importing.left_out[0].reason
+    assert [message.text for message in await importing.history("s")] == ["hello", "hi", "and?"]
+
+
 async def test_a_conversation_that_was_moved_goes_on(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """In the app that was moved too: the framework's history finds what was said, and appends."""
     origin = LangChainSQLite(request, tmp_path)
