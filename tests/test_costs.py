@@ -4,7 +4,7 @@ import asyncio
 import gc
 import sqlite3
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -209,7 +209,7 @@ class TestInTheProcess:
         """A task takes longer than a request does otherwise, and puts every step of it behind whatever else is waiting to run."""
         begun: list[str] = []
 
-        def note(loop: asyncio.AbstractEventLoop, work: Coroutine[object, object, object], **options: Any) -> asyncio.Task[object]:
+        def note(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[object]:
             begun.append(str(work))
             return asyncio.Task(work, loop=loop, **options)
 
