@@ -78,6 +78,7 @@ if TYPE_CHECKING:
         FilePart as FilePart,
         ImagePart as ImagePart,
         Message as Message,
+        Note as Note,
         Part as Part,
         ReasoningPart as ReasoningPart,
         Role as Role,
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
         ToolCall as ToolCall,
     )
     from convmem.middleware import ConversationMiddleware as ConversationMiddleware
+    from convmem.sight import Said as Said
     from convmem.stores.base import Store as Store
     from convmem.stores.memory import MemoryStore as MemoryStore
     from convmem.stores.postgres import PostgresStore as PostgresStore
@@ -136,6 +138,7 @@ _HOMES = {
         "FilePart",
         "ImagePart",
         "Message",
+        "Note",
         "Part",
         "ReasoningPart",
         "Role",
@@ -143,6 +146,7 @@ _HOMES = {
         "ToolCall",
     ),
     "convmem.middleware": ("ConversationMiddleware",),
+    "convmem.sight": ("Said",),
     "convmem.stores.base": ("Store",),
     "convmem.stores.memory": ("MemoryStore",),
     "convmem.stores.postgres": ("PostgresStore",),

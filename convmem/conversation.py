@@ -18,9 +18,9 @@ from convmem.exceptions import (
     TurnClosed,
 )
 from convmem.keys import SessionKey
-from convmem.messages import Edit, Message, State, decode_messages, edited
+from convmem.messages import Edit, Message, Note, decode_messages, edited
 from convmem.recording import Recording, close, each
-from convmem.sight import Decoded
+from convmem.sight import Decoded, Said
 from convmem.stores.base import Store
 from convmem.turns import Turn
 from convmem.work import Work
@@ -95,14 +95,19 @@ class Conversation:
         Raises:
             StoreUnavailable: The store did not answer.
         """
+        return list((await self.all_said()).messages)
+
+    @property
+    def said(self) -> Said:
+        """The turns that were loaded and this one, as they stand in the log: for adapters that keep notes between the messages."""
+        turn = self._work.used
+        return turn.decoded().said(turn.said)
+
+    async def all_said(self) -> Said:
+        """Return what `said` is, of everything from the first turn on. Cost and errors as in `history`."""
         with self._work.reporting():
             turn = self._work.used
-            log = await turn.read()
-            decoded = turn.decoded(log)
-            said = edited([*(items for items, _ in decoded.turns), [] if turn.replayed else turn.said])
-            states: list[State] = [state for _, state in decoded.turns]
-            earlier = [message.in_state(state) for messages, state in zip(said, states, strict=False) for message in messages]
-            return [*earlier, *said[-1]]
+            return turn.decoded(await turn.read()).said([] if turn.replayed else turn.said)
 
     @property
     def total_turns(self) -> int:
@@ -185,10 +190,10 @@ class Conversation:
 
     # What a handler does
 
-    def append(self, *messages: Message) -> None:
+    def append(self, *messages: Message | Note) -> None:
         """Append messages to this turn. They are stored when the response is complete, or by `save`.
 
-        A message whose id is already in this turn is left out.
+        A message whose id is already in this turn is left out. A note of an adapter stands between the messages, and nobody sees it.
 
         Raises:
             InvalidMessage: One cannot be stored and read back equal; the field is named. None of them was appended.
@@ -198,7 +203,7 @@ class Conversation:
         with self._work.reporting():
             given: tuple[object, ...] = messages
             for message in given:
-                if not isinstance(message, Message):
+                if not isinstance(message, Message | Note):
                     field = "append(message)"
                     reason = f"a {type(message).__name__} is no Message; use Message.user(text), Message.assistant(text), …"
                     raise InvalidMessage(field, reason)
@@ -380,7 +385,7 @@ class Conversation:
     def _sight(self, turn: Turn) -> tuple[tuple[windows.Turn, ...], tuple[Message, ...]]:
         """What edits have left of the loaded turns, and of the pinned messages."""
         decoded = turn.decoded()
-        edits = [item for item in turn.said if not isinstance(item, Message)]
+        edits = [item for item in turn.said if isinstance(item, Edit)]
         if self._sighted is None or self._sighted[:2] != (decoded, len(edits)):
             self._sighted = (decoded, len(edits), *decoded.seen(edits))
         return self._sighted[2:]

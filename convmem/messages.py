@@ -310,7 +310,25 @@ class Edit(_Frozen):
         return self.before is not None and message.archived == (self.before == "archived")
 
 
-def edited(turns: Iterable[Iterable[Message | Edit]]) -> list[list[Message]]:
+class Note(_Frozen):
+    """What an adapter keeps with a conversation and nobody said: no reader sees it, no window shows it, and no turn counts it.
+
+    It stands in the log where it was appended, is loaded with the messages around it, and has the fate of its turn.
+
+    Attributes:
+        kind: Whose it is, such as ``langgraph``; others leave it alone.
+        data: JSON values, bytes, and floats that are not finite.
+    """
+
+    kind: Text
+    data: dict[Text, Any]
+
+
+Item: TypeAlias = Message | Edit | Note
+"""What stands in the body of an entry."""
+
+
+def edited(turns: Iterable[Iterable[Item]]) -> list[list[Message]]:
     """Return the messages of each turn that are in sight, once every edit was applied to what stands before it."""
     seen: list[list[Message]] = []
     for turn in turns:
@@ -319,9 +337,9 @@ def edited(turns: Iterable[Iterable[Message | Edit]]) -> list[list[Message]]:
         for item in turn:
             if isinstance(item, Message):
                 own.append(item)
-                continue
-            for said in seen:
-                said[:] = _applied(item, said)
+            elif isinstance(item, Edit):
+                for said in seen:
+                    said[:] = _applied(item, said)
     return seen
 
 
@@ -339,6 +357,11 @@ def encode_edit(edit: Edit) -> bytes:
     return _json(document)
 
 
+def encode_note(note: Note) -> bytes:
+    """Return one note as JSON in UTF-8; it stands in the body of an entry as a message does. Errors as in `encode_message`."""
+    return _json({"note": _pack_text(note.kind), "data": _pack(note.data, "data")})
+
+
 def encode_message(message: Message) -> bytes:
     """Return one message as JSON in UTF-8.
 
@@ -354,12 +377,12 @@ def encode_messages(encoded: Iterable[bytes]) -> bytes:
 
 
 def decode_messages(body: bytes) -> list[Message]:
-    """Return the messages of an entry's body, without its edits. Errors as in `decode_body`."""
+    """Return the messages of an entry's body, without its edits and notes. Errors as in `decode_body`."""
     return [item for item in decode_body(body) if isinstance(item, Message)]
 
 
-def decode_body(body: bytes) -> list[Message | Edit]:
-    """Return the messages and edits of an entry's body, in order.
+def decode_body(body: bytes) -> list[Item]:
+    """Return the messages, edits and notes of an entry's body, in order.
 
     Fields this version does not know are left out of what it returns; the stored body is never rewritten.
 
@@ -374,13 +397,13 @@ def decode_body(body: bytes) -> list[Message | Edit]:
         if not isinstance(documents, list):
             msg = "not a list of messages"
             raise ValueError(msg)  # noqa: TRY004 - one kind of error for every damage
-        return [_edit(document) if "edit" in document else _message(document) for document in documents]
+        return [_item(document) for document in documents]
     except (ValidationError, InvalidMessage, KeyError, TypeError, AttributeError, RecursionError) as error:
         msg = f"not a list of messages: {type(error).__name__}"
         raise ValueError(msg) from error
 
 
-def _plain_messages(body: bytes) -> list[Message | Edit] | None:
+def _plain_messages(body: bytes) -> list[Item] | None:
     """Return what nearly all bodies are, in one call of the validator: messages of text, without a value JSON has no form for.
 
     None leaves it to the long way, which reads the same in these, and all others.
@@ -467,6 +490,14 @@ def _message(document: dict[str, Any]) -> Message:
         )
     fields["created_at"] = datetime.fromisoformat(fields["created_at"])
     return Message(**fields)
+
+
+def _item(document: dict[str, Any]) -> Item:
+    if "edit" in document:
+        return _edit(document)
+    if "note" in document:
+        return Note(kind=_unpack(document["note"]), data=_unpack(document["data"]))
+    return _message(document)
 
 
 def _edit(document: dict[str, Any]) -> Edit:

@@ -35,7 +35,7 @@ from convmem.exceptions import (
 )
 from convmem.identifiers import new_id, new_token
 from convmem.keys import SessionKey
-from convmem.messages import Edit, Message, decode_body, encode_edit, encode_message, encode_messages
+from convmem.messages import Edit, Item, Message, Note, decode_body, encode_edit, encode_message, encode_messages, encode_note
 from convmem.records import record
 from convmem.sight import Decoded, decode
 from convmem.stores.base import Appended, Entry, Head, Kind, Lease, Log, Lookup, Outcome, Store, StoredEntry
@@ -80,9 +80,9 @@ class Rules:
 
 @record
 class _Staged:
-    """A message or an edit on its way to the store; `pins` says that its entry is to be loaded with every window."""
+    """A message, an edit or a note on its way to the store; `pins` says that its entry is to be loaded with every window."""
 
-    item: Message | Edit
+    item: Item
     encoded: bytes
     pins: bool
 
@@ -166,7 +166,7 @@ class Turn:
         id: The name its client gave it, or the id of its first entry; empty before there is one.
         log: What was loaded at the beginning; an empty one for a conversation known to be new.
         head: Where the log ends as far as this turn knows.
-        said: The messages and edits of this turn in order, stored or not.
+        said: The messages, edits and notes of this turn in order, stored or not.
         replayed: This turn had been completed before; nothing of it is stored again, and `said` is what was stored.
         refused: Why the store refused a write of this turn, after which it has ended.
         ended: Whether nothing can be appended any more.
@@ -204,7 +204,7 @@ class Turn:
         """
         self.ledger = ledger
         self.key = key
-        self.said: list[Message | Edit] = []
+        self.said: list[Item] = []
         if turn_id is not None:
             self.id, self._named = turn_id, True
         self._kept_nowhere = not stored
@@ -463,8 +463,8 @@ class Turn:
 
     # Appending
 
-    def stage(self, said: Sequence[Message | Edit], *, limited: bool = True, pins: bool = False) -> None:
-        """Append messages and edits, all or none: encode them now, store them with the next save, in one entry.
+    def stage(self, said: Sequence[Item], *, limited: bool = True, pins: bool = False) -> None:
+        """Append messages, edits and notes, all or none: encode them now, store them with the next save, in one entry.
 
         A message whose id is already in this turn is left out. `limited=False` is for text already counted by a recording;
         `pins=True` is for an edit that hides a system message, which must be loaded wherever that message would be.
@@ -482,7 +482,7 @@ class Turn:
         with self._staging:
             self._stage(said, limited=limited, pins=pins)
 
-    def _stage(self, said: Sequence[Message | Edit], *, limited: bool, pins: bool) -> None:
+    def _stage(self, said: Sequence[Item], *, limited: bool, pins: bool) -> None:
         staged = [_staged(item, pins=pins) for item in self._new(said)]
         sizes = [len(one.encoded) for one in staged]
         size = self._bytes + sum(sizes)
@@ -498,9 +498,9 @@ class Turn:
         self._bytes = size
         self._staged += staged
 
-    def _new(self, said: Sequence[Message | Edit]) -> list[Message | Edit]:
+    def _new(self, said: Sequence[Item]) -> list[Item]:
         known = {message.id for message in self.messages}
-        new: list[Message | Edit] = []
+        new: list[Item] = []
         for item in said:
             if isinstance(item, Message):
                 if item.id in known:
@@ -509,7 +509,7 @@ class Turn:
             new.append(item)
         return new
 
-    def _warn_if_said(self, item: Message | Edit) -> None:
+    def _warn_if_said(self, item: Item) -> None:
         if not isinstance(item, Message) or not item.text:
             return
         hidden: set[str] = set()
@@ -518,7 +518,7 @@ class Turn:
                 if other.begins_anew:
                     return
                 hidden.update(other.ids)
-            elif _same_words(item, other) and other.id not in hidden:
+            elif isinstance(other, Message) and _same_words(item, other) and other.id not in hidden:
                 msg = "The same text was appended twice in one turn; does an adapter append what the handler appends too?"
                 warnings.warn(msg, RepeatedTextWarning, stacklevel=6)
                 return
@@ -805,9 +805,11 @@ def _first_page(window: Window) -> int | None:
     return page if window.turns is None else min(page, window.turns)
 
 
-def _staged(item: Message | Edit, *, pins: bool) -> _Staged:
+def _staged(item: Item, *, pins: bool) -> _Staged:
     if isinstance(item, Edit):
         return _Staged(item, encode_edit(item), pins)
+    if isinstance(item, Note):
+        return _Staged(item, encode_note(item), pins=False)
     return _Staged(item, encode_message(item), item.role == "system")
 
 
