@@ -209,7 +209,7 @@ class TestInTheProcess:
         """A task takes longer than a request does otherwise, and puts every step of it behind whatever else is waiting to run."""
         begun: list[str] = []
 
-        def note(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> Any:
+        def note(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
             begun.append(str(work))
             return asyncio.Task(work, loop=loop, **options)
 

@@ -260,7 +260,9 @@ class Log:
         names = [stored.entry.turn for stored in entries]
         for place, name in enumerate(names, 1):
             if place == len(names) or names[place] != name:
-                turns.append(self._turn(entries[place - 1].entry, entries[first:place]))
+                last = entries[place - 1].entry
+                going_on: Literal["running", "interrupted"] = "running" if last.token == self.holder.token else "interrupted"
+                turns.append(LoadedTurn(name, entries[first:place], "complete" if last.closing else going_on))
                 first = place
         return tuple(turns)
 
@@ -268,11 +270,6 @@ class Log:
     def size(self) -> int:
         """How many turns the entries are."""
         return sum(1 for _ in groupby([stored.entry.turn for stored in self.entries]))
-
-    def _turn(self, last: Entry, entries: tuple[StoredEntry, ...]) -> LoadedTurn:
-        if last.closing:
-            return LoadedTurn(last.turn, entries, "complete")
-        return LoadedTurn(last.turn, entries, "running" if last.token == self.holder.token else "interrupted")
 
 
 @record
