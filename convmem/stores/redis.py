@@ -410,11 +410,12 @@ class RedisStore(Store):
             await self._look(operation)
         changes = verb in ("append", "delete") if changes is None else changes
         try:
-            reply, confirmed = await self._wire.run(layout.script(verb), keys, args, acks, again=verb not in ("append", "delete"))
+            replies = await self._wire.run(layout.script(verb), keys, args, acks=acks, again=verb not in ("append", "delete"))
         except (Lost, RedisError) as error:
             raise self._unavailable(operation, error, changes=changes) from error
-        if acks and confirmed < acks.replicas and isinstance(reply, int):
-            reason = f"{confirmed} of {acks.replicas} replicas have confirmed it in time"
+        reply = replies[0]
+        if acks and replies[-1] < acks.replicas and isinstance(reply, int):
+            reason = f"{replies[-1]} of {acks.replicas} replicas have confirmed it in time"
             raise StoreUnavailable(self.name, operation, reason, unknown=changes)
         return reply
 
