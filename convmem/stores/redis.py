@@ -53,6 +53,7 @@ _OUTCOMES = (Outcome.STORED, Outcome.DUPLICATE, Outcome.CONFLICT, Outcome.FENCED
 _SURELY_OVER = timedelta(hours=1)
 _LAG = timedelta(minutes=1)
 """How far an index may be behind a conversation, by two nodes' clocks and a trip between, before it missed an append."""
+_STORING = frozenset({"append", "delete"})
 _SCANS = 20
 _LONGEST_TAIL = 1000
 _A_CLUSTER = "The server is a node of a cluster; CONVMEM_STORE has to begin with redis+cluster://, and a client has to be a RedisCluster."
@@ -377,17 +378,16 @@ class RedisStore(Store):
             operation: The verb of the contract it is part of, when that has another name.
             changes: Whether a lost reply leaves it unknown what happened; None for the verbs that store and delete.
         """
-        operation = operation or verb
         if not self._looked:
-            await self._look(operation)
-        changes = verb in ("append", "delete") if changes is None else changes
+            await self._look(operation or verb)
+        stores = verb in _STORING
         try:
-            replies = await self._wire.run(layout.script(verb), keys, args, *behind, acks=acks, again=verb not in ("append", "delete"))
+            replies = await self._wire.run(layout.script(verb), keys, args, *behind, acks=acks, again=not stores)
         except (Lost, RedisError) as error:
-            raise self._unavailable(operation, error, changes=changes) from error
+            raise self._unavailable(operation or verb, error, changes=stores if changes is None else changes) from error
         if acks and replies[-1] < acks.replicas and isinstance(replies[0], int):
             reason = f"{replies[-1]} of {acks.replicas} replicas have confirmed it in time"
-            raise StoreUnavailable(self.name, operation, reason, unknown=changes)
+            raise StoreUnavailable(self.name, operation or verb, reason, unknown=stores if changes is None else changes)
         return replies
 
     def _unavailable(self, operation: str, error: Exception, *, changes: bool) -> StoreUnavailable:

@@ -24,6 +24,8 @@ from convmem.stores.base import ENTRY_FORMAT, Entry, Head, Holder, Kind, Lease, 
 
 _KINDS = (Kind.TURN, Kind.EDIT, Kind.RESET)
 _CLOSING, _MORE, _PLAIN = 4, 8, 16
+_EXPIRED, _VISIBLE, _MINE = 1, 2, 16
+_NOBODY = Holder()
 _HEX, _BASE64, _LONG = 255, 254, 253
 _STORED = 7
 _NONE = b"\x00"
@@ -31,7 +33,7 @@ _STATES: tuple[Literal["absent", "running", "interrupted", "complete"], ...] = (
 _MOST = 2**32 - 1
 _LOAD, _APPEND, _RENEW, _DELETE = Struct(">IIIIQ"), Struct(">BIIIQ"), Struct(">QI"), Struct(">I")
 _FACTS, _HEAD = Struct(">BIIQQQ"), Struct(">III")
-_NAMES = Struct(">7sx16s16s16s")
+_PLAIN_ENTRY = Struct(">7sx16s16s16sBBB")
 _MILLISECOND = timedelta(milliseconds=1)
 _BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 _URL_SAFE, _STANDARD = bytes.maketrans(b"+/", b"-_"), bytes.maketrans(b"-_", b"+/")
@@ -112,7 +114,7 @@ def pack_name(name: str) -> bytes:
             packed = a2b_base64(text.translate(_STANDARD) + b"==")
         except Base64Error:
             packed = b""
-        if len(packed) == 16 and b2a_base64(packed, newline=False)[:22].translate(_URL_SAFE) == text:  # noqa: PLR2004 - 128 bits
+        if len(packed) == 16 and b2a_base64(packed)[:22].translate(_URL_SAFE) == text:  # noqa: PLR2004 - 128 bits
             return b"\xfe" + packed
     text = name.encode()
     if len(text) < _LONG:
@@ -132,7 +134,7 @@ def unpack_name(data: bytes, at: int = 0) -> tuple[str, int]:
 
 
 def _base64(bits: bytes) -> str:
-    return b2a_base64(bits, newline=False)[:22].translate(_URL_SAFE).decode("ascii")
+    return b2a_base64(bits)[:22].translate(_URL_SAFE).decode()
 
 
 def pack_number(number: int) -> bytes:
@@ -177,16 +179,19 @@ def unpack_entry(data: bytes, n: int, epoch: str) -> StoredEntry:
     """Return an entry of the list, at its position."""
     flags = data[_STORED]
     if flags & _PLAIN:
-        when, turn_bits, token_bits, id_bits = _NAMES.unpack_from(data)
-        turn, token, identifier, at = turn_bits.hex(), _base64(token_bits), id_bits.hex(), _NAMES.size
+        when, turn_bits, token_bits, id_bits, count, turns, start = _PLAIN_ENTRY.unpack_from(data)
+        turn, token, identifier, at = turn_bits.hex(), _base64(token_bits), id_bits.hex(), _PLAIN_ENTRY.size
     else:
         when = data[:_STORED]
         turn, at = unpack_name(data, _STORED + 1)
         token, at = unpack_name(data, at)
         identifier, at = unpack_name(data, at)
-    count, at = unpack_number(data, at)
-    turns, at = unpack_number(data, at)
-    start, at = unpack_number(data, at)
+        count, turns, start = data[at : at + 3]
+        at += 3
+    if count | turns | start >= 128:  # noqa: PLR2004 - seven bits
+        count, at = unpack_number(data, at - 3)
+        turns, at = unpack_number(data, at)
+        start, at = unpack_number(data, at)
     pinned: tuple[int, ...] = ()
     hides: tuple[int, ...] = ()
     format_, key_id = ENTRY_FORMAT, ""
@@ -276,22 +281,20 @@ def unpack_load(reply: Any, tail: Sequence[bytes], turn: str | None, lease: Leas
     """Return what a load has found; None when the log has moved between the script and the reading of its tail."""
     facts, window, pins, ended = (reply, (), (), b"") if isinstance(reply, bytes) else reply
     flags, position, own, running, remaining, deleted = _FACTS.unpack_from(facts)
-    holder = Holder()
     held, at = unpack_name(facts, _FACTS.size)
-    if flags & 16 and lease:
+    if flags & _MINE and lease:
         held = lease.token
-    if held:
-        holder = Holder(held, timedelta(microseconds=running), timedelta(microseconds=remaining))
+    holder = Holder(held, timedelta(0, 0, running), timedelta(0, 0, remaining)) if held else _NOBODY
     head = unpack_head(facts, at)
     if own and (len(tail) < own or id_of(tail[-1]) != head.id):
         return None
-    expired = flags & 1 != 0
+    expired = flags & _EXPIRED != 0
     return Log(
         Head(head.epoch, head.n, head.id, 0, head.n) if expired else head,
         Window(head, tail[-own:] if own else (), window) if own or window else (),
         tuple(_unpack_apart(pins, head.epoch)),
         holder,
-        Lookup(_STATES[flags >> 2 & 3], position, flags & 2 != 0) if turn is not None else None,
+        Lookup(_STATES[flags >> 2 & 3], position, flags & _VISIBLE != 0) if turn is not None else None,
         expired=expired,
         deleted_at=moment(deleted) if deleted else None,
         ended=_unpack_ended(ended),
@@ -357,4 +360,4 @@ def milliseconds(duration: timedelta) -> int:
 
 def moment(microseconds: int) -> datetime:
     """Return a time of the server's clock."""
-    return _BEGIN + timedelta(microseconds=microseconds)
+    return _BEGIN + timedelta(0, 0, microseconds)

@@ -462,9 +462,9 @@ class Wire(ABC):
 class _Tries:
     """Tries until the patience for connecting is over: for what was not sent, and for what may be repeated without harm."""
 
-    def __init__(self, patience: Patience, *, again: bool) -> None:
+    def __init__(self, deadline: float, *, again: bool) -> None:
         """Begin."""
-        self._deadline = asyncio.get_running_loop().time() + patience.connect
+        self._deadline = deadline
         self._pause = _PAUSES[0]
         self._again = again
 
@@ -495,12 +495,12 @@ class SingleWire(Wire):
 
     async def send(self, key: bytes | None, *commands: bytes, acks: Acks | None = None, again: bool = True) -> list[Any]:  # noqa: ARG002 - one server
         """See `Wire.send`."""
-        tries = _Tries(self._patience, again=again)
+        began, tries = asyncio.get_running_loop().time(), None
         while True:
-            lane = self._lane(None, durable=acks is not None)
             try:
-                return await lane.call(*commands, acks=acks)
+                return await self._lane(None, durable=acks is not None).call(*commands, acks=acks)
             except (Lost, ReadOnlyError) as error:
+                tries = tries or _Tries(began + self._patience.connect, again=again)
                 await tries.again(error)
 
     async def primaries(self) -> Sequence[Address | None]:
@@ -541,7 +541,7 @@ class ClusterWire(Wire):
     async def send(self, key: bytes | None, *commands: bytes, acks: Acks | None = None, again: bool = True) -> list[Any]:
         """See `Wire.send`."""
         slot = 0 if key is None else key_slot(key)
-        tries = _Tries(self._patience, again=again)
+        tries = _Tries(asyncio.get_running_loop().time() + self._patience.connect, again=again)
         while True:
             try:
                 return await self._at(slot, commands, acks)

@@ -43,6 +43,7 @@ local restart = expired and new_start > start
 local lasting = not fresh and expires == 0  -- no key of it has a TTL
 local first, last, _, its_token = attempt(turn)
 local changed = {}
+if last == n then joined = at end
 if not restart then
   if first and its_token ~= '' and its_token ~= token then
     for older = first, last do

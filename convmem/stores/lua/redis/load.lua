@@ -33,16 +33,14 @@ if before > 0 and before < oldest then oldest = before end
 if epoch ~= '' and not expired and most_turns ~= 0 and most_messages ~= 0 then
   local at, floor, expected, turn = oldest - 1, math.max(start, base), -1, nil
   local seen_turns, seen_messages, enough = 0, 0, false
-  if tail > 0 and veil <= n - math.min(tail, n - floor) then
+  if tail > 0 then
     own = math.min(tail, n - floor)
-    oldest = n - own + 1
-    if own < n - floor then
-      local text = entry_at(n - own)
-      local _, _, _, numbers = names(text, STORED)
-      _, numbers = number(text, numbers)
-      enough = number(text, numbers) == turns - tail  -- each of the last ones is a turn of its own
+    local behind = n - own
+    if veil > behind then
+      own = 0
     else
-      enough = true
+      oldest = behind + 1
+      enough = behind == floor or (joined <= behind and veil < behind)  -- each is a turn of its own
     end
   end
   while at > floor and not enough do

@@ -2,7 +2,7 @@
 --
 -- KEYS[1]  row, a hash, its first fields first, for a small hash is searched from its front:
 --          e  when it was begun, and the epoch
---          h  the head: see read_head and write_head
+--          h  the head: see HEAD; then the id of the newest entry and the pinned positions
 --          l  the lease: when it was taken, until when, the token; empty when it was given back
 --          m  when it was deleted last, and the mark; x the epochs that deletes ended, each with when
 --          t<turn>  where a turn stands; v<chunk>  which of 64 positions are out of sight
@@ -18,7 +18,7 @@ local CHUNK = 64
 local TOMBSTONE_MS = 2592000000    -- TOMBSTONE_LIFE of stores/base.py
 local STORED = 8  -- where a stored entry begins, behind seven bytes of when
 local PLAIN = 16  -- of an entry's first byte: its turn, token and id are two UUIDs with a base64 between, without their tags
-local HEAD = '>BI7I7I4I4I4I4I4'
+local HEAD = '>BI7I7I4I4I4I4I4I4'
 
 -- One packed name and where the next one begins.
 local function name(text, at)
@@ -55,13 +55,14 @@ end
 local fields = call('HMGET', row, 'e', 'h', 'l')
 local length = call('LLEN', log)
 local epoch, begun, id, pinned = '', 0, '', ''
-local has_mark, updated, expires, n, turns, start, base, veil = 0, 0, 0, 0, 0, 0, 0, 0  -- veil: the last position that is out of sight
+local has_mark, updated, expires, n, turns, start, base = 0, 0, 0, 0, 0, 0, 0
+local veil, joined = 0, 0  -- the last position that is out of sight, and the last whose entry goes on with the turn of the one before
 local mark, deleted, ended = '', 0, ''
 if fields[1] then
   begun = unpacked('>I7', fields[1])
   epoch = sub(fields[1], 8)
   local at
-  has_mark, updated, expires, n, turns, start, base, veil, at = unpacked(HEAD, fields[2])
+  has_mark, updated, expires, n, turns, start, base, veil, joined, at = unpacked(HEAD, fields[2])
   id, at = name(fields[2], at)
   pinned = sub(fields[2], at)
 end
@@ -75,7 +76,7 @@ local emptied = expired and length == 0
 local last_epoch = epoch
 if epoch ~= '' and length ~= n - base and not emptied then  -- the server evicted half of it
   epoch, begun, id, pinned, expired = '', 0, '', '', false
-  updated, expires, n, turns, start, base, veil = 0, 0, 0, 0, 0, 0, 0
+  updated, expires, n, turns, start, base, veil, joined = 0, 0, 0, 0, 0, 0, 0, 0
 end
 
 local held, taken, till = '', 0, 0
@@ -118,7 +119,7 @@ local function let_go(token)
 end
 
 local function write_head()
-  return pack(HEAD, mark ~= '' and 1 or 0, updated, expires, n, turns, start, base, veil) .. id .. pinned
+  return pack(HEAD, mark ~= '' and 1 or 0, updated, expires, n, turns, start, base, veil, joined) .. id .. pinned
 end
 
 local function same(other_epoch, other_n, other_id)
