@@ -132,6 +132,15 @@ class TestCost:
             assert counts[0] == counts[1] <= 36
             assert [stored.n for stored in log.entries] == list(range(1, WINDOW + 1))
 
+    async def test_a_turn_with_an_edit_in_its_middle_comes_whole(self, server: valkey.Valkey) -> None:
+        """What is out of sight just in front of the last entries may stand between two of one turn."""
+        async with at(server.port) as store:
+            writer = await grown(store, 1)
+            first = await writer.append(writer.entry(closing=False))
+            await writer.append(writer.entry(kind=Kind.EDIT, adds=0))
+            await writer.append(writer.entry(turn=first.turn, adds=0))
+            assert [stored.n for stored in (await store.load(writer.key, turns=1)).entries] == [2, 4]
+
     @pytest.mark.parametrize("meanwhile", ["another turn", "a deletion", "a new life"])
     async def test_a_log_that_moves_in_the_middle_of_a_load_is_loaded_again(self, server: valkey.Valkey, meanwhile: str) -> None:
         """The entries are read by a command behind the script: what another worker writes between the two is never mixed in."""
