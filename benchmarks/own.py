@@ -25,7 +25,8 @@ _LEASE = timedelta(seconds=8)
 
 def _entry(head: Head, token: str) -> Entry:
     said = [{"role": "user", "content": question()}, {"role": "assistant", "content": answer()}]
-    body = json.dumps([{**each, "id": new_id(), "created_at": "2026-01-01T00:00:00+00:00"} for each in said]).encode()
+    stored = [{**each, "id": new_id(), "created_at": "2026-01-01T00:00:00.000000+00:00"} for each in said]
+    body = json.dumps(stored, separators=(",", ":")).encode()
     return Entry(new_id(), new_id(), token, head.epoch or new_token(), body, count=2, closing=True, turns=head.turns + 1, start=head.start)
 
 
