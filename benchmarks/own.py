@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,6 @@ from benchmarks.workload import WINDOW, System, answer, question
 from convmem import ConversationMiddleware, Message, SessionKey, Settings, Window, current_conversation, from_callable, open_store
 from convmem.access import open_conversation
 from convmem.identifiers import new_id, new_token
-from convmem.messages import encode_message, encode_messages
 from convmem.stores.base import Entry, Head, Lease, Outcome
 from convmem.stores.sqlite import SQLiteStore
 
@@ -24,12 +24,14 @@ _LEASE = timedelta(seconds=8)
 
 
 def _entry(head: Head, token: str) -> Entry:
-    said = encode_messages(map(encode_message, (Message.user(question()), Message.assistant(answer()))))
-    return Entry(new_id(), new_id(), token, head.epoch or new_token(), said, count=2, closing=True, turns=head.turns + 1, start=head.start)
+    said = [{"role": "user", "content": question()}, {"role": "assistant", "content": answer()}]
+    stored = [{**each, "id": new_id(), "created_at": "2026-01-01T00:00:00.000000+00:00"} for each in said]
+    body = json.dumps(stored, separators=(",", ":")).encode()
+    return Entry(new_id(), new_id(), token, head.epoch or new_token(), body, count=2, closing=True, turns=head.turns + 1, start=head.start)
 
 
 class ThroughStore(System):
-    """`Store.load` with the lease, `Store.append` that releases it: two calls, and no message is decoded."""
+    """`Store.load` with the lease, `Store.append` that releases it: two calls with bytes, and no message is typed, as at the limit."""
 
     async def open(self) -> None:
         """Open the store."""
@@ -53,7 +55,7 @@ class ThroughStore(System):
         assert log.holder.token == token
         appended = await self.store.append(key, log.head, _entry(log.head, token), release=True)
         assert appended.outcome is Outcome.STORED
-        return sum(stored.entry.count for stored in log.entries)
+        return 2 * len(log.entries)
 
     async def aclose(self) -> None:
         """Close the store."""

@@ -13,13 +13,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import groupby
 from math import isfinite
+<<<<<<< HEAD
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
+=======
 from typing import ClassVar, Literal, Self
+>>>>>>> main
 
 from convmem.keys import SessionKey
 from convmem.records import record
@@ -162,8 +166,22 @@ class Entry:
         return Head(self.epoch, n, self.id, self.turns, self.start, self.pinned)
 
 
+<<<<<<< HEAD
+class _Unfrozen:
+    """An `Entry` that is being filled."""
+
+    __slots__ = Entry.__slots__
+
+    if TYPE_CHECKING:
+
+        def __setattr__(self, name: str, value: object, /) -> None: ...
+
+
+class StoredEntry(NamedTuple):
+=======
 @record
 class StoredEntry:
+>>>>>>> main
     """An entry where it stands.
 
     Attributes:
@@ -234,7 +252,7 @@ class Log:
 
     Attributes:
         head: The head at that moment.
-        entries: The entries of the newest visible turns, oldest first.
+        entries: The entries of the newest visible turns, oldest first; a store may unpack them when they are looked at.
         pinned: Visible entries older than those that hold system messages, oldest first.
         holder: The lease at that moment; with the caller's own token when it was taken.
         turn: The answer to the look-up; None when none was asked for.
@@ -244,7 +262,7 @@ class Log:
     """
 
     head: Head = field(default_factory=Head)
-    entries: tuple[StoredEntry, ...] = ()
+    entries: Sequence[StoredEntry] = ()
     pinned: tuple[StoredEntry, ...] = ()
     holder: Holder = field(default_factory=Holder)
     turn: Lookup | None = None
@@ -256,7 +274,7 @@ class Log:
     def turns(self) -> tuple[LoadedTurn, ...]:
         """The entries as turns, oldest first, each with its state."""
         turns: list[LoadedTurn] = []
-        entries, first = self.entries, 0
+        entries, first = tuple(self.entries), 0
         names = [stored.entry.turn for stored in entries]
         for place, name in enumerate(names, 1):
             if place == len(names) or names[place] != name:
