@@ -32,7 +32,8 @@ def main() -> int:
         stamp = f"[{time.monotonic() - began:5.0f} s] {line}"
         print(f"\r\x1b[K{stamp[:140]}" if terminal else stamp, end="" if terminal else "\n", file=sys.stderr, flush=True)
 
-    results = asyncio.run(Run(plan, chosen(options.only, peers=not options.no_peers), say).run())
+    systems = chosen(options.only, peers=not options.no_peers)
+    results = asyncio.run(Run(plan, systems, say).run())
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "table.md").write_text(table(results, plan), encoding="utf-8")
     (options.out / "lines.jsonl").write_text("\n".join(results.lines()) + "\n", encoding="utf-8")

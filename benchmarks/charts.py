@@ -49,7 +49,7 @@ def lines(title: str, across: str, up: str, series: Mapping[str, Sequence[tuple[
 
 def bars(title: str, unit: str, values: Mapping[str, tuple[float, str]]) -> str:
     """Return a chart with a bar for each value and its kind, which chooses the colour; the longest first."""
-    colours = {"limit": "#7f8c8d", "convmem": "#0b6e4f", "peer": "#c1440e"}
+    colours = {"limit": "#7f8c8d", "usual": "#b0b8ba", "convmem": "#0b6e4f", "peer": "#c1440e"}
     height = _TOP + 30 + 26 * len(values)
     most = max(value for value, _ in values.values())
     body = []

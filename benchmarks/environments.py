@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 
 HOME = bootstrap.CHECKOUT / ".venv-bench"
 REQUIREMENTS = {
-    "own": (*(("-c", str(bootstrap.CONSTRAINTS)) if bootstrap.CONSTRAINTS.exists() else ()), "-e", f"{bootstrap.CHECKOUT}[all]", "uvloop"),
+    "own": (
+        *(("-c", str(bootstrap.CONSTRAINTS)) if bootstrap.CONSTRAINTS.exists() else ()),
+        "-e",
+        f"{bootstrap.CHECKOUT}[all]",
+        "aiosqlite",
+        "httptools",
+        "uvloop",
+    ),
     "langchain": (
         "langchain-community",
         "langchain-postgres",
@@ -33,7 +40,17 @@ REQUIREMENTS = {
         "redis[hiredis]",
         "uvloop",
     ),
-    "agents": ("openai-agents[redis,sqlalchemy]", "aiosqlite", "asyncpg", "redis[hiredis]", "starsessions", "starlette", "uvloop"),
+    "agents": (
+        "openai-agents[redis,sqlalchemy]",
+        "aiosqlite",
+        "asyncpg",
+        "redis[hiredis]",
+        "starsessions",
+        "starlette",
+        "httptools",
+        "uvicorn",
+        "uvloop",
+    ),
 }
 _SHOWN = (
     "convmem", "redis", "hiredis", "asyncpg", "psycopg", "aiosqlite", "sqlalchemy", "uvloop", "langchain-core", "langchain-community",

@@ -58,7 +58,7 @@ def draw(results: Results, plan: Plan) -> dict[str, str]:
 
 
 def _measured(results: Results, name: str) -> bool:
-    return any(cell.system.name == name for cell in results.cells)
+    return any(cell.system == name for cell in results.cells)
 
 
 def _machine(results: Results) -> str:

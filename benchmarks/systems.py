@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Kind = Literal["limit", "convmem", "peer"]
+Kind = Literal["limit", "usual", "convmem", "peer"]
 
 
 class System(NamedTuple):
     """A system and how it is made.
 
     Attributes:
-        kind: The driver alone, convmem, or another history.
+        kind: The driver alone at its best, or as it is mostly used; convmem; or another history.
         store: ``redis``, ``postgresql`` or ``sqlite``.
         environment: The one it runs in.
         code: Its module and class.
         windowed: Whether it can load less than the whole history.
         shares: The system whose conversations it uses too; empty for its own.
+        extra: Measured only when all peers are asked for.
     """
 
     name: str
@@ -26,6 +27,7 @@ class System(NamedTuple):
     code: str
     windowed: bool = True
     shares: str = ""
+    extra: bool = False
 
 
 def _own(store: str) -> list[System]:
@@ -42,7 +44,9 @@ SYSTEMS = [
     System("redis-py", "limit", "redis", "own", "benchmarks.raw:RedisPy"),
     System("hiredis, multiplexed", "limit", "redis", "own", "benchmarks.raw:Multiplexed"),
     System("asyncpg, held statements", "limit", "postgresql", "own", "benchmarks.raw:HeldStatements"),
+    System("asyncpg, pool", "usual", "postgresql", "own", "benchmarks.raw:Pool"),
     System("sqlite3, inline", "limit", "sqlite", "own", "benchmarks.raw:StdlibSQLite"),
+    System("aiosqlite", "usual", "sqlite", "own", "benchmarks.raw:Aiosqlite"),
     *_own("redis"),
     *_own("postgresql"),
     *_own("sqlite"),

@@ -4,30 +4,23 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from benchmarks import charts
+from benchmarks import charts, workload
 from benchmarks.report import draw, table
 from benchmarks.run import Cell, Plan, Results, chosen
 from benchmarks.systems import SYSTEMS, System
 from benchmarks.worker import Worker
 
 SQLITE = [system for system in SYSTEMS if system.store == "sqlite" and system.kind != "peer"]
-PLAN = Plan(sizes=(0, 100), busy_sizes=(0, 100), rounds=1, seconds=0.01, sessions=2)
+PLAN = Plan(sizes=(0, 100), busy_sizes=(0, 100), rounds=1, seconds=0.01, minutes=1, sessions=2)
 
 
-class Forgetful:
+class Forgetful(workload.System):
     """A system that is fast because it keeps nothing."""
-
-    def __init__(self, place: str) -> None:
-        self.place = place
-
-    async def open(self) -> None: ...
 
     async def fill(self, session: str, messages: int) -> None: ...
 
     async def turn(self, session: str) -> int:
         return 0
-
-    async def aclose(self) -> None: ...
 
 
 @pytest.mark.asyncio
@@ -38,9 +31,10 @@ async def test_a_system_does_whole_turns(system: System, tmp_path, monkeypatch) 
     worker = Worker()
     await worker.open(system.name, system.code, str(tmp_path))
     for messages in (0, 60):
-        sessions = await worker.fill(system.name, messages, 3)
-        figures = await worker.measure(system.name, messages, sessions, 0.01)
-        assert figures["turns"] >= 8
+        assert await worker.fill(system.name, system.name, messages, 3, windowed=True) == (3 if messages else 0)
+        await worker.warm(system.name, system.name, messages)
+        figures = await worker.measure(system.name, system.name, messages, 3, 0.01)
+        assert figures["turns"] >= 4
         assert 0 < figures["p50"] <= figures["p99"]
     await worker.close(system.name)
 
@@ -50,10 +44,31 @@ async def test_a_system_that_forgets_fails() -> None:
     """The planted twin: nothing may look fast by loading less than there is."""
     worker = Worker()
     await worker.open("forgetful", f"{__name__}:Forgetful", "")
-    sessions = await worker.fill("forgetful", 100, 2)
+    await worker.fill("forgetful", "forgetful", 100, 2, windowed=True)
     with pytest.raises(ExceptionGroup) as caught:
-        await worker.measure("forgetful", 100, sessions, 0.01)
+        await worker.measure("forgetful", "forgetful", 100, 2, 0.01)
     assert "loaded 0 messages of 100" in str(caught.value.exceptions[0])
+
+
+@pytest.mark.parametrize(("messages", "windowed", "turns"), [(0, True, 1), (10, True, 3), (1000, False, 50), (1000, True, float("inf"))])
+def test_a_conversation_is_put_away_before_it_is_another_length(messages: int, windowed: bool, turns: float) -> None:
+    """A library that loads everything is not to be measured on a history that the measuring made ten times as long."""
+    pool = workload.Sessions("any", messages, windowed=windowed)
+    for session in pool.missing(2):
+        pool.add(session)
+    loan = pool.take()
+    assert loan is not None
+    assert loan.turns == turns
+    pool.give_back(loan._replace(turns=0))
+    assert len(pool.missing(2)) == (1 if messages else 0)
+
+
+def test_what_a_run_wrote_can_be_read_again() -> None:
+    """The pages are made of the lines, without measuring anew."""
+    first = results()
+    again = Results.of_lines(first.lines())
+    assert again == first
+    assert table(again, PLAN) == table(first, PLAN)
 
 
 def results() -> Results:
@@ -64,7 +79,7 @@ def results() -> Results:
             cost = 1e-3 * (1 if system.kind == "convmem" else 2) * (1 + messages / 1000)
             figures = {"turns": 9, "p50": cost, "p99": 2 * cost, "cpu": cost, "rate": 1 / cost}
             for concurrency in (1, PLAN.sessions):
-                found.cells[Cell(system, messages, concurrency)] = [figures, figures, figures]
+                found.cells[Cell(system.name, messages, concurrency)] = [figures, figures, figures]
             found.counted[system.name, messages] = (2, 100, 200)
     return found
 
