@@ -21,7 +21,7 @@ import asyncpg
 from redis.asyncio import Redis
 
 from benchmarks import environments, processes
-from benchmarks.systems import SYSTEMS, System
+from benchmarks.systems import SERVED, SYSTEMS, System
 from benchmarks.workload import WINDOW
 from tests.faults.proxy import Proxy
 from tests.wheels import valkey
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _LINE = 2**24
 _COUNTED = 4
 _LONG = 1000
+_SERVED_TIMES = 3
+"""A server under load takes longer to show what it does than a call does."""
 _SERVERS = ("redis", "postgresql")
 _RELATIONS = "SELECT coalesce(sum(pg_relation_size(oid)), 0)::float FROM pg_class WHERE oid >= 16384 AND relkind IN ('r', 'i', 't')"
 """Tables, their indexes, and what was too large for them; not the system's own (those have smaller numbers)."""
@@ -281,16 +283,21 @@ class Run:
             self.say(f"filling {system.name}")
             try:
                 await self._workers[system.environment].ask("open", name=system.name, code=system.code, place=placed[system.name])
-                for messages in self.plan.sizes:
+                for messages in self._sizes(system):
                     await self._fill(system, messages)
             except WorkerError as error:
                 self._give_up(system, error)
+
+    def _sizes(self, system: System) -> list[int]:
+        return [messages for messages in self.plan.sizes if not system.sizes or messages in system.sizes]
 
     async def _fill(self, system: System, messages: int) -> None:
         """Have as many conversations of a length as one cell needs."""
         wanted = self.plan.sessions if self._is_busy(system, messages) else 1
         if messages < WINDOW:
             wanted *= 4  # each is good for a few turns only
+        if system.group == SERVED and not system.windowed:
+            wanted *= 8  # and here too, for longer
         await self._workers[system.environment].ask(
             "fill", within=300.0, **_which(system, messages), sessions=wanted, windowed=system.windowed
         )
@@ -301,11 +308,11 @@ class Run:
 
     def _is_busy(self, system: System, messages: int) -> bool:
         """Whether many conversations of this length talk at once: who loads them whole would take minutes for a long one."""
-        return messages in self.plan.busy_sizes and (system.windowed or messages <= _LONG)
+        return (messages in self.plan.busy_sizes or bool(system.sizes)) and (system.windowed or messages <= _LONG)
 
     def cells(self) -> list[tuple[System, int, int]]:
         """Return what one round measures."""
-        alone = [(system, messages, 1) for system in self.systems for messages in self.plan.sizes]
+        alone = [(system, messages, 1) for system in self.systems for messages in self._sizes(system)]
         busy = [(system, messages, self.plan.sessions) for system, messages, _ in alone if self._is_busy(system, messages)]
         return alone + busy
 
@@ -334,14 +341,15 @@ class Run:
         worker, which = self._workers[system.environment], _which(system, messages)
         await self._fill(system, messages)
         await worker.ask("warm", **which)
+        seconds = self.plan.seconds * (_SERVED_TIMES if system.group == SERVED else 1)
         cpu = places.cpu(system)
-        figures: dict[str, float] = await worker.ask("measure", **which, at_once=at_once, seconds=self.plan.seconds)
+        figures: dict[str, float] = await worker.ask("measure", **which, at_once=at_once, seconds=seconds)
         return {**figures, "server": (places.cpu(system) - cpu) / figures["turns"]}
 
     async def _count(self, places: Places) -> None:
         """Do a few turns through a proxy that counts, on connections of their own."""
         for system in self.systems:
-            if system.store not in _SERVERS:
+            if system.store not in _SERVERS or system.group:
                 continue
             self.say(f"counting: {system.name}")
             parts = urlsplit(places.of(system))
@@ -371,7 +379,7 @@ class Run:
         """Have conversations grow turn by turn where nothing is, and see what they take."""
         sessions, turns = self.plan.grown
         for system in self.systems:
-            if system.shares:
+            if system.shares or system.group:
                 continue
             self.say(f"what is stored: {system.name}")
             place = places.fresh(system)
@@ -413,4 +421,8 @@ def facts(pythons: dict[str, Path]) -> dict[str, Any]:
 def chosen(only: Sequence[str], *, peers: bool, every: bool = False) -> list[System]:
     """Return the systems whose name or store has one of these words; all when there is none, the less usual peers only on demand."""
     systems = [system for system in SYSTEMS if (peers or system.kind != "peer") and (every or not system.extra)]
-    return [system for system in systems if not only or any(word.lower() in f"{system.name} {system.store}".lower() for word in only)]
+    return [
+        system
+        for system in systems
+        if not only or any(word.lower() in f"{system.name} {system.store} {system.group}".lower() for word in only)
+    ]

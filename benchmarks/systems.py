@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SERVED = "uvicorn"
 
 Kind = Literal["limit", "usual", "convmem", "peer"]
 
@@ -18,6 +23,8 @@ class System(NamedTuple):
         windowed: Whether it can load less than the whole history.
         shares: The system whose conversations it uses too; empty for its own.
         extra: Measured only when all peers are asked for.
+        sizes: Lengths of conversations that it is measured with; empty for all.
+        group: Whose table it stands in; empty for that of its store.
     """
 
     name: str
@@ -28,6 +35,12 @@ class System(NamedTuple):
     windowed: bool = True
     shares: str = ""
     extra: bool = False
+    sizes: Sequence[int] = ()
+    group: str = ""
+
+
+def _served(name: str, kind: Kind, code: str, environment: str = "own", *, windowed: bool = True) -> System:
+    return System(f"uvicorn, {name}", kind, "redis", environment, code, windowed=windowed, sizes=(100,), group=SERVED)
 
 
 def _own(store: str) -> list[System]:
@@ -59,6 +72,11 @@ SYSTEMS = [
     System("LlamaIndex PostgresChatStore", "peer", "postgresql", "llamaindex", "benchmarks.peers.llamaindex:Postgres", windowed=False),
     System("LlamaIndex Memory", "peer", "postgresql", "llamaindex", "benchmarks.peers.llamaindex:Memories", windowed=False),
     System("openai-agents SQLAlchemySession", "peer", "postgresql", "agents", "benchmarks.peers.agents:SQLAlchemyPostgres"),
+    _served("no memory", "limit", "benchmarks.served:Without"),
+    _served("redis-py by hand", "usual", "benchmarks.served:ByHand"),
+    _served("convmem, the handler reads nothing", "convmem", "benchmarks.served:Silent"),
+    _served("convmem, the handler reads every message", "convmem", "benchmarks.served:Reading"),
+    _served("starsessions", "peer", "benchmarks.peers.agents:ServedStarsessions", "agents", windowed=False),
     System("LangGraph AsyncSqliteSaver", "peer", "sqlite", "langchain", "benchmarks.peers.langchain:GraphSQLite", windowed=False),
     System("openai-agents SQLAlchemySession, SQLite", "peer", "sqlite", "agents", "benchmarks.peers.agents:SQLAlchemySQLite"),
     System("openai-agents SQLiteSession", "peer", "sqlite", "agents", "benchmarks.peers.agents:SQLiteSessions"),

@@ -4,11 +4,12 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from benchmarks import charts, workload
+from benchmarks import charts, served, workload
 from benchmarks.report import draw, table
 from benchmarks.run import Cell, Plan, Results, chosen
 from benchmarks.systems import SYSTEMS, System
 from benchmarks.worker import Worker
+from tests.wheels import valkey
 
 SQLITE = [system for system in SYSTEMS if system.store == "sqlite" and system.kind != "peer"]
 PLAN = Plan(sizes=(0, 100), busy_sizes=(0, 100), rounds=1, seconds=0.01, minutes=1, sessions=2)
@@ -48,6 +49,32 @@ async def test_a_system_that_forgets_fails() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         await worker.measure("forgetful", "forgetful", 100, 2, 0.01)
     assert "loaded 0 messages of 100" in str(caught.value.exceptions[0])
+
+
+@pytest.mark.asyncio
+async def test_an_app_under_uvicorn_keeps_what_was_said(valkey_server: valkey.Valkey) -> None:
+    """An app that forgets would be fast too; and one whose handler looks at nothing has to store all the same."""
+    silent, reading = served.Silent(valkey_server.url), served.Reading(valkey_server.url)
+    try:
+        await silent.open()
+        await reading.open()
+        await silent.fill("ada", 10)
+        assert silent.idle > 0
+        reading._cookies = silent._cookies
+        assert await reading.turn("ada") == 10
+        sessions = workload.Sessions("any", 12, windowed=True)
+        sessions.add("ada")
+        before = reading.cpu()
+        latencies = await reading.talk(sessions, 1, 0.05)
+        assert len(latencies) >= 3, "one conversation of so few messages is good for three turns"
+        assert reading.cpu() > before
+        sessions = workload.Sessions("any", 500, windowed=True)
+        sessions.add("ada")
+        with pytest.raises(AssertionError, match="messages of 500"):
+            await reading.talk(sessions, 1, 0.05)
+    finally:
+        await silent.aclose()
+        await reading.aclose()
 
 
 @pytest.mark.parametrize(("messages", "windowed", "turns"), [(0, True, 1), (10, True, 3), (1000, False, 50), (1000, True, float("inf"))])

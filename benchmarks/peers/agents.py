@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from starsessions.serializers import JsonSerializer
 from starsessions.stores.redis import RedisStore
 
+from benchmarks.served import Served
 from benchmarks.workload import WINDOW, System, answer, question
 
 
@@ -106,3 +107,22 @@ class Starsessions(System):
 
     async def aclose(self):
         await self._redis.aclose()
+
+
+class ServedStarsessions(Served):
+    """The same as an app under uvicorn."""
+
+    app = "benchmarks.peers.starsessions_app:app"
+
+    async def open(self):
+        self._kept = Starsessions(self.place)
+        await self._kept.open()
+        await super().open()
+
+    async def fill(self, session, messages):
+        await self._kept.fill(session, messages)
+        self._cookies[session] = b"session=" + session.encode()
+
+    async def aclose(self):
+        await super().aclose()
+        await self._kept.aclose()

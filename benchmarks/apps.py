@@ -1,0 +1,86 @@
+"""The same Starlette app, without a memory, with convmem, and with a memory written by hand. Each is made for one place."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from benchmarks.raw import RedisPy
+from benchmarks.still import SECRET
+from benchmarks.workload import WINDOW, answer
+from convmem import ConversationMiddleware, Message, Settings, Window, get_conversation, open_store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    Handler = Callable[[Request], Awaitable[Response]]
+
+
+def without(place: str) -> Starlette:  # noqa: ARG001 - the form of every app
+    """Read the question, answer, and know of no memory."""
+
+    async def chat(request: Request) -> Response:
+        await request.json()
+        return JSONResponse({"answer": answer(), "loaded": None})
+
+    return _app(chat)
+
+
+def reading(place: str) -> Starlette:
+    """Look at every message of the window, and store the turn."""
+
+    async def chat(request: Request) -> Response:
+        said, conversation = await request.json(), await get_conversation(request)
+        texts = [message.text for message in conversation.messages]
+        text = answer()
+        conversation.append(Message.user(said["question"]), Message.assistant(text))
+        return JSONResponse({"answer": text, "loaded": len(texts)})
+
+    return _app(chat, _memory(place))
+
+
+def silent(place: str) -> Starlette:
+    """Store the turn, and look at nothing that was said before: it is loaded all the same."""
+
+    async def chat(request: Request) -> Response:
+        said, conversation = await request.json(), await get_conversation(request)
+        text = answer()
+        conversation.append(Message.user(said["question"]), Message.assistant(text))
+        return JSONResponse({"answer": text, "loaded": None})
+
+    return _app(chat, _memory(place))
+
+
+def by_hand(place: str) -> Starlette:
+    """Do a checked turn with redis-py in the handler, for whoever the cookie says."""
+    memory = RedisPy(place)
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        await memory.open()
+        yield
+        await memory.aclose()
+
+    async def chat(request: Request) -> Response:
+        await request.json()
+        loaded = await memory.turn(request.cookies.get("session", "nobody"))
+        return JSONResponse({"answer": answer(), "loaded": loaded})
+
+    return _app(chat, lifespan=lifespan)
+
+
+def _memory(place: str) -> Middleware:
+    settings = Settings({}, secret_key=SECRET, cookie_secure="auto")
+    return Middleware(ConversationMiddleware, store=open_store(place), settings=settings, window=Window(turns=WINDOW // 2))
+
+
+def _app(chat: Handler, *middleware: Middleware, lifespan: Any = None) -> Starlette:
+    return Starlette(routes=[Route("/chat", chat, methods=["POST"])], middleware=middleware, lifespan=lifespan)

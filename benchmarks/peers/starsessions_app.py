@@ -1,0 +1,31 @@
+"""The app of `benchmarks.apps`, with its memory in a session of starsessions."""
+
+from __future__ import annotations
+
+from redis.asyncio import Redis
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starsessions import SessionAutoloadMiddleware, SessionMiddleware
+from starsessions.stores.redis import RedisStore
+
+from benchmarks.workload import answer
+
+
+async def chat(request):
+    """Look at every message, and store all of them with two more."""
+    said, messages = await request.json(), request.session.setdefault("messages", [])
+    texts, text = [message["content"] for message in messages], answer()
+    messages += [{"role": "user", "content": said["question"]}, {"role": "assistant", "content": text}]
+    return JSONResponse({"answer": text, "loaded": len(texts)})
+
+
+def app(place):
+    """Return the app."""
+    store = RedisStore(connection=Redis.from_url(place))
+    middleware = [
+        Middleware(SessionMiddleware, store=store, lifetime=3600, cookie_https_only=False),
+        Middleware(SessionAutoloadMiddleware),
+    ]
+    return Starlette(routes=[Route("/chat", chat, methods=["POST"])], middleware=middleware)
