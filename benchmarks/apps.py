@@ -1,37 +1,24 @@
-"""The same Starlette app, without a memory, with convmem, and with a memory written by hand. Each is made for one place."""
+"""The app of `benchmarks.plain`, with convmem and with a memory written by hand. Each is made for one place."""
 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
-from starlette.routing import Route
 
-from benchmarks.raw import RedisPy
+from benchmarks.plain import app
 from benchmarks.still import SECRET
 from benchmarks.workload import WINDOW, answer
 from convmem import ConversationMiddleware, Message, Settings, Window, get_conversation, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
 
+    from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
-
-    Handler = Callable[[Request], Awaitable[Response]]
-
-
-def without(place: str) -> Starlette:  # noqa: ARG001 - the form of every app
-    """Read the question, answer, and know of no memory."""
-
-    async def chat(request: Request) -> Response:
-        await request.json()
-        return JSONResponse({"answer": answer(), "loaded": None})
-
-    return _app(chat)
 
 
 def reading(place: str) -> Starlette:
@@ -44,7 +31,7 @@ def reading(place: str) -> Starlette:
         conversation.append(Message.user(said["question"]), Message.assistant(text))
         return JSONResponse({"answer": text, "loaded": len(texts)})
 
-    return _app(chat, _memory(place))
+    return app(chat, _memory(place))
 
 
 def silent(place: str) -> Starlette:
@@ -56,11 +43,13 @@ def silent(place: str) -> Starlette:
         conversation.append(Message.user(said["question"]), Message.assistant(text))
         return JSONResponse({"answer": text, "loaded": None})
 
-    return _app(chat, _memory(place))
+    return app(chat, _memory(place))
 
 
 def by_hand(place: str) -> Starlette:
     """Do a checked turn with redis-py in the handler, for whoever the cookie says."""
+    from benchmarks.raw import RedisPy  # here, for a worker of convmem does not hold every driver
+
     memory = RedisPy(place)
 
     @asynccontextmanager
@@ -74,13 +63,9 @@ def by_hand(place: str) -> Starlette:
         loaded = await memory.turn(request.cookies.get("session", "nobody"))
         return JSONResponse({"answer": answer(), "loaded": loaded})
 
-    return _app(chat, lifespan=lifespan)
+    return app(chat, lifespan=lifespan)
 
 
 def _memory(place: str) -> Middleware:
     settings = Settings({}, secret_key=SECRET, cookie_secure="auto")
     return Middleware(ConversationMiddleware, store=open_store(place), settings=settings, window=Window(turns=WINDOW // 2))
-
-
-def _app(chat: Handler, *middleware: Middleware, lifespan: Any = None) -> Starlette:
-    return Starlette(routes=[Route("/chat", chat, methods=["POST"])], middleware=middleware, lifespan=lifespan)

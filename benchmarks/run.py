@@ -21,7 +21,7 @@ import asyncpg
 from redis.asyncio import Redis
 
 from benchmarks import environments, processes
-from benchmarks.systems import SERVED, SYSTEMS, System
+from benchmarks.systems import DIRECT, SERVED, SYSTEMS, System
 from benchmarks.workload import WINDOW
 from tests.faults.proxy import Proxy
 from tests.wheels import valkey
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _LINE = 2**24
 _COUNTED = 4
 _LONG = 1000
+_IMPORTS = 7
 _SERVED_TIMES = 3
 """A server under load takes longer to show what it does than a call does."""
 _SERVERS = ("redis", "postgresql")
@@ -82,6 +83,7 @@ class Results:
         cells: Each cell's rounds, in the order they were measured.
         counted: Round trips, bytes sent and bytes received a turn, by system and size, for systems with a server.
         stored: Bytes a message takes in the store, by system.
+        idle: Bytes of memory that a process held after its first request, by system.
         failed: Why a system has no figures.
         facts: Machine and versions.
     """
@@ -89,6 +91,7 @@ class Results:
     cells: dict[Cell, list[dict[str, float]]] = field(default_factory=dict)
     counted: dict[tuple[str, int], tuple[float, float, float]] = field(default_factory=dict)
     stored: dict[str, float] = field(default_factory=dict)
+    idle: dict[str, int] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -113,6 +116,7 @@ class Results:
         rows += [{"system": name, "messages": messages, "trips": trips, "sent": sent, "received": received}
                  for (name, messages), (trips, sent, received) in self.counted.items()]  # fmt: skip
         rows += [{"system": name, "stored": stored} for name, stored in self.stored.items()]
+        rows += [{"system": name, "idle": idle} for name, idle in self.idle.items()]
         rows += [{"system": name, "failed": why} for name, why in self.failed.items()]
         return [json.dumps(row) for row in rows]
 
@@ -127,6 +131,8 @@ class Results:
                 found.failed[row["system"]] = row["failed"]
             elif "stored" in row:
                 found.stored[row["system"]] = row["stored"]
+            elif "idle" in row:
+                found.idle[row["system"]] = row["idle"]
             elif "trips" in row:
                 found.counted[row["system"], row["messages"]] = (row["trips"], row["sent"], row["received"])
             else:
@@ -258,6 +264,8 @@ class Run:
             self.say(f"environment {name}")
             pythons[name] = environments.make(name)
         self.results.facts = facts(pythons)
+        if "own" in pythons:
+            self.results.facts["import"] = statistics.median(imports(pythons["own"]) for _ in range(_IMPORTS))
         with ExitStack() as servers:
             self.say("servers")
             places = Places(servers)
@@ -282,7 +290,10 @@ class Run:
         for system in systems:
             self.say(f"filling {system.name}")
             try:
-                await self._workers[system.environment].ask("open", name=system.name, code=system.code, place=placed[system.name])
+                where = placed[system.name]
+                idle = await self._workers[system.environment].ask("open", name=system.name, code=system.code, place=where)
+                if idle:
+                    self.results.idle[system.name] = idle
                 for messages in self._sizes(system):
                     await self._fill(system, messages)
             except WorkerError as error:
@@ -293,7 +304,7 @@ class Run:
 
     async def _fill(self, system: System, messages: int) -> None:
         """Have as many conversations of a length as one cell needs."""
-        wanted = self.plan.sessions if self._is_busy(system, messages) else 1
+        wanted = self.plan.sessions if messages <= _LONG or self._is_busy(system, messages) else 1
         if messages < WINDOW:
             wanted *= 4  # each is good for a few turns only
         if system.group == SERVED and not system.windowed:
@@ -308,6 +319,8 @@ class Run:
 
     def _is_busy(self, system: System, messages: int) -> bool:
         """Whether many conversations of this length talk at once: who loads them whole would take minutes for a long one."""
+        if system.group == DIRECT:
+            return False
         return (messages in self.plan.busy_sizes or bool(system.sizes)) and (system.windowed or messages <= _LONG)
 
     def cells(self) -> list[tuple[System, int, int]]:
@@ -416,6 +429,17 @@ def facts(pythons: dict[str, Path]) -> dict[str, Any]:
         "load": [round(each, 2) for each in os.getloadavg()],
         "versions": {name: environments.versions(python) for name, python in pythons.items()},
     }
+
+
+def imports(python: Path) -> float:
+    """Return how many seconds of CPU importing convmem takes in a new process that has imported starlette and pydantic."""
+    code = (
+        "import starlette.applications, starlette.requests, starlette.responses, pydantic, time\n"
+        "pydantic.BaseModel; began = time.process_time()\n"
+        "from convmem import ConversationMiddleware, Message, Settings, get_conversation\n"
+        "print(time.process_time() - began)"
+    )
+    return float(subprocess.run([str(python), "-c", code], capture_output=True, check=True).stdout)
 
 
 def chosen(only: Sequence[str], *, peers: bool, every: bool = False) -> list[System]:

@@ -32,7 +32,6 @@ class Served(System):
     Attributes:
         app: Its module and factory, called with the place.
         reads: Whether it says how many messages it loaded.
-        idle: Bytes of memory its process held after the first request.
     """
 
     app: ClassVar[str]
@@ -136,7 +135,7 @@ class Served(System):
 class Without(Served):
     """No memory."""
 
-    app = "benchmarks.apps:without"
+    app = "benchmarks.plain:without"
     reads = False
 
     async def fill(self, session: str, messages: int) -> None:

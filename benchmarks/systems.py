@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SERVED = "uvicorn"
+DIRECT, SERVED = "no server, no store", "uvicorn"
 
 Kind = Literal["limit", "usual", "convmem", "peer"]
 
@@ -17,7 +17,7 @@ class System(NamedTuple):
 
     Attributes:
         kind: The driver alone at its best, or as it is mostly used; convmem; or another history.
-        store: ``redis``, ``postgresql`` or ``sqlite``.
+        store: ``redis``, ``postgresql``, ``sqlite`` or ``none``.
         environment: The one it runs in.
         code: Its module and class.
         windowed: Whether it can load less than the whole history.
@@ -37,6 +37,10 @@ class System(NamedTuple):
     extra: bool = False
     sizes: Sequence[int] = ()
     group: str = ""
+
+
+def _direct(name: str, kind: Kind, code: str) -> System:
+    return System(name, kind, "none", "own", code, sizes=(0,), group=DIRECT)
 
 
 def _served(name: str, kind: Kind, code: str, environment: str = "own", *, windowed: bool = True) -> System:
@@ -72,6 +76,9 @@ SYSTEMS = [
     System("LlamaIndex PostgresChatStore", "peer", "postgresql", "llamaindex", "benchmarks.peers.llamaindex:Postgres", windowed=False),
     System("LlamaIndex Memory", "peer", "postgresql", "llamaindex", "benchmarks.peers.llamaindex:Memories", windowed=False),
     System("openai-agents SQLAlchemySession", "peer", "postgresql", "agents", "benchmarks.peers.agents:SQLAlchemyPostgres"),
+    _direct("bare app", "limit", "benchmarks.own:Direct"),
+    _direct("convmem middleware, nothing appended", "convmem", "benchmarks.own:DirectReading"),
+    _direct("convmem middleware, a commit", "convmem", "benchmarks.own:DirectAppending"),
     _served("no memory", "limit", "benchmarks.served:Without"),
     _served("redis-py by hand", "usual", "benchmarks.served:ByHand"),
     _served("convmem, the handler reads nothing", "convmem", "benchmarks.served:Silent"),

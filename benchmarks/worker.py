@@ -26,12 +26,13 @@ class Worker:
         self._systems: dict[str, System] = {}
         self._sessions: dict[tuple[str, int], Sessions] = {}
 
-    async def open(self, name: str, code: str, place: str) -> None:
-        """Make a system, under a name."""
+    async def open(self, name: str, code: str, place: str) -> int:
+        """Make a system, under a name; return what memory a process of its own takes."""
         module, _, factory = code.partition(":")
         system: System = getattr(importlib.import_module(module), factory)(place)
         await system.open()
         self._systems[name] = system
+        return system.idle
 
     async def fill(self, name: str, of: str, messages: int, sessions: int, *, windowed: bool) -> int:
         """Have so many sessions with so many messages each, for all that use those `of` a system; return how many were made now."""

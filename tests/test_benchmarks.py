@@ -1,17 +1,19 @@
 """The benchmark measures what it says: every system does whole turns, one that forgets fails, and what came out is shown."""
 
+import itertools
 import xml.etree.ElementTree as ET
 
 import pytest
 
-from benchmarks import charts, served, workload
+from benchmarks import charts, goals, served, workload
 from benchmarks.report import draw, table
 from benchmarks.run import Cell, Plan, Results, chosen
-from benchmarks.systems import SYSTEMS, System
+from benchmarks.systems import DIRECT, SYSTEMS, System
 from benchmarks.worker import Worker
 from tests.wheels import valkey
 
 SQLITE = [system for system in SYSTEMS if system.store == "sqlite" and system.kind != "peer"]
+SVG = "{http://www.w3.org/2000/svg}"
 PLAN = Plan(sizes=(0, 100), busy_sizes=(0, 100), rounds=1, seconds=0.01, minutes=1, sessions=2)
 
 
@@ -102,37 +104,58 @@ def results() -> Results:
     """Return figures of every system: those of convmem cost half."""
     found = Results(facts={"processors": 2, "processor": "any", "system": "any", "load": [0.0], "versions": {"own": {"python": "3"}}})
     for system in SYSTEMS:
-        for messages in PLAN.sizes:
+        for messages in system.sizes or PLAN.sizes:
             cost = 1e-3 * (1 if system.kind == "convmem" else 2) * (1 + messages / 1000)
-            figures = {"turns": 9, "p50": cost, "p99": 2 * cost, "cpu": cost, "rate": 1 / cost}
+            figures = {"turns": 9, "p50": cost, "p99": 2 * cost, "cpu": cost, "server": 0.0, "rate": 1 / cost}
             for concurrency in (1, PLAN.sessions):
                 found.cells[Cell(system.name, messages, concurrency)] = [figures, figures, figures]
             found.counted[system.name, messages] = (2, 100, 200)
+        found.stored[system.name] = 500.0
     return found
 
 
 def test_the_table_says_ratios_first() -> None:
-    """Milliseconds of one machine mean nothing on another."""
+    """Milliseconds of one machine mean nothing on another; a goal that is missed is said as loudly as one that is met."""
     text = table(results(), PLAN)
-    assert "| convmem Store, redis / redis-py: p50, 100 messages, one at a time | 0.50 |" in text
-    assert "| convmem middleware, sqlite / the best peer on sqlite: turns/s, 100 messages, 2 at once | 2.00 |" in text
-    assert text.index("| ratio | value |") < text.index("| system |")
+    assert "| convmem Store, redis: a turn of 100 messages over one of 100: p50, CPU, bytes | ≤ 1.15 | 1.00 / 1.00 / 1.00 | met |" in text
+    assert "32 conversations" not in text, "the plan says how many talk at once"
+    assert "turns/s in 2 conversations of 0 messages | ≥ 3 | 2.00 | **not met** |" in text
+    assert "the handler reads nothing: over the app without a memory | ≥ 0.3 | 2.00 | met |" in text
+    assert text.index("## Goals") < text.index("| system |")
     assert all(f"| {system.name} |" in text for system in SYSTEMS)
+
+
+def test_a_goal_is_kept_by_every_figure() -> None:
+    """One that is good on the average is not kept; and what is shown as the bound keeps it."""
+    assert goals.Goal("x", "≤", 1.15, [1.1, 1.154]).met
+    assert not goals.Goal("x", "≤", 1.15, [1.1, 1.16]).met
+    assert not goals.Goal("x", "≥", 5, [5, 4.9]).met
 
 
 def test_the_charts_are_well_formed_and_name_every_system() -> None:
     """They go into pages as they are."""
     drawn = draw(results(), PLAN)
-    assert len(drawn) == 9
+    assert len(drawn) == 10
     for chart in drawn.values():
         ET.fromstring(chart)
-    assert all(any(system.name in chart for chart in drawn.values()) for system in SYSTEMS)
+    assert all(any(system.name in chart for chart in drawn.values()) for system in SYSTEMS if system.group != DIRECT)
+
+
+def test_the_names_beside_the_lines_do_not_meet() -> None:
+    """Ten lines that end in one place are told apart all the same, inside the picture."""
+    chart = ET.fromstring(charts.lines("c", "x", "y", {f"line {n}": ([(1, 1.0), (10, 1.0)], "peer") for n in range(10)}))
+    places = [(float(text.get("y", "")), text.text or "") for text in chart.iter(f"{SVG}text") if (text.text or "").startswith("line")]
+    heights = sorted(y for y, _ in places)
+    assert len(heights) == 10
+    assert all(below - above >= 16 for above, below in itertools.pairwise(heights))
+    assert heights[0] > 30
+    assert heights[-1] < float(chart.get("viewBox", "").split()[-1])
 
 
 def test_a_longer_bar_is_a_larger_value() -> None:
     """And the longest comes first."""
     chart = ET.fromstring(charts.bars("b", "turns/s", {"slow & small": (10.0, "peer"), "fast": (40.0, "convmem")}))
-    widths = [float(bar.get("width", "0")) for bar in chart.iter("{http://www.w3.org/2000/svg}rect")][1:]
+    widths = [float(bar.get("width", "0")) for bar in chart.iter(f"{SVG}rect")][1:]
     assert widths[0] == pytest.approx(4 * widths[1])
 
 

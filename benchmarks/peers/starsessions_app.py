@@ -1,15 +1,14 @@
-"""The app of `benchmarks.apps`, with its memory in a session of starsessions."""
+"""The app of `benchmarks.plain`, with its memory in a session of starsessions."""
 
 from __future__ import annotations
 
 from redis.asyncio import Redis
-from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
-from starlette.routing import Route
 from starsessions import SessionAutoloadMiddleware, SessionMiddleware
 from starsessions.stores.redis import RedisStore
 
+from benchmarks import plain
 from benchmarks.workload import answer
 
 
@@ -24,8 +23,5 @@ async def chat(request):
 def app(place):
     """Return the app."""
     store = RedisStore(connection=Redis.from_url(place))
-    middleware = [
-        Middleware(SessionMiddleware, store=store, lifetime=3600, cookie_https_only=False),
-        Middleware(SessionAutoloadMiddleware),
-    ]
-    return Starlette(routes=[Route("/chat", chat, methods=["POST"])], middleware=middleware)
+    session = Middleware(SessionMiddleware, store=store, lifetime=3600, cookie_https_only=False)
+    return plain.app(chat, session, Middleware(SessionAutoloadMiddleware))
