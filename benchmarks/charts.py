@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 960, 70, 320, 60, 50
+_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM, _NAMES = 960, 70, 320, 60, 50, 380
 _STYLE = """
 text{font:13px system-ui,sans-serif;fill:#333}.title{font-size:16px;font-weight:600}
 .page{fill:#fff}.grid{stroke:#e3e3e3}.peer{opacity:.75}
@@ -74,17 +74,40 @@ def _apart(ends: Sequence[tuple[float, str]], height: int, gap: float = 17) -> l
     return [(name, y) for (_, name), y in zip(ends, placed, strict=True)]
 
 
+def over_time(title: str, up: str, series: Mapping[str, Sequence[tuple[float, float]]], *, height: int = 240) -> str:
+    """Return a chart with a line for each series of minutes and values, both axes from 0."""
+    every = [point for line in series.values() for point in line]
+    right, high = max(x for x, _ in every) or 1.0, max(y for _, y in every) * 1.1 or 1.0
+    across, down = _WIDTH - _LEFT - _RIGHT, height - _TOP - _BOTTOM
+    body = []
+    for part in range(5):
+        x, y = _LEFT + across * part / 4, height - _BOTTOM - down * part / 4
+        body.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}"/>')
+        body.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{high * part / 4:,.3g}</text>')
+        body.append(f'<text x="{x:.1f}" y="{height - _BOTTOM + 18}" text-anchor="middle">{right * part / 4:,.3g}</text>')
+    for place, (name, line) in enumerate(series.items()):
+        path = " ".join(f"{_LEFT + across * x / right:.1f},{height - _BOTTOM - down * y / high:.1f}" for x, y in line)
+        y = _TOP + 10 + 18 * place
+        body.append(f'<polyline class="limit" points="{path}" stroke-dasharray="{_DASHES[place % len(_DASHES)]}"/>')
+        sample = f"{_WIDTH - _RIGHT + 20},{y - 4} {_WIDTH - _RIGHT + 50},{y - 4}"
+        body.append(f'<polyline class="limit" points="{sample}" stroke-dasharray="{_DASHES[place % len(_DASHES)]}"/>')
+        body.append(f'<text x="{_WIDTH - _RIGHT + 58}" y="{y}">{escape(name)}</text>')
+    body.append(f'<text x="{_LEFT + across / 2}" y="{height - 10}" text-anchor="middle">minutes</text>')
+    body.append(f'<text x="14" y="{_TOP - 14}">{escape(up)}</text>')
+    return _svg(title, height, body)
+
+
 def bars(title: str, unit: str, values: Mapping[str, tuple[float, str]]) -> str:
     """Return a chart with a bar for each value and its kind, which chooses the colour; the longest first."""
     height = _TOP + 30 + 26 * len(values)
     most = max(value for value, _ in values.values())
     body = []
     for place, (name, (value, kind)) in enumerate(sorted(values.items(), key=lambda item: -item[1][0])):
-        y, width = _TOP + 26 * place, (_WIDTH - _RIGHT - 100) * value / most
-        body.append(f'<text x="{_RIGHT}" y="{y + 14}" text-anchor="end">{escape(name)}</text>')
-        body.append(f'<rect class="{kind}" x="{_RIGHT + 10}" y="{y}" width="{max(width, 1):.1f}" height="18"/>')
-        body.append(f'<text x="{_RIGHT + 18 + width:.1f}" y="{y + 14}">{value:,.0f}</text>')
-    body.append(f'<text x="{_RIGHT + 10}" y="{height - 10}">{escape(unit)}</text>')
+        y, width = _TOP + 26 * place, (_WIDTH - _NAMES - 100) * value / most
+        body.append(f'<text x="{_NAMES}" y="{y + 14}" text-anchor="end">{escape(name)}</text>')
+        body.append(f'<rect class="{kind}" x="{_NAMES + 10}" y="{y}" width="{max(width, 1):.1f}" height="18"/>')
+        body.append(f'<text x="{_NAMES + 18 + width:.1f}" y="{y + 14}">{value:,.0f}</text>')
+    body.append(f'<text x="{_NAMES + 10}" y="{height - 10}">{escape(unit)}</text>')
     return _svg(title, height, body)
 
 

@@ -55,7 +55,8 @@ REQUIREMENTS = {
 _SHOWN = (
     "convmem", "redis", "hiredis", "asyncpg", "psycopg", "aiosqlite", "sqlalchemy", "uvloop", "langchain-core", "langchain-community",
     "langchain-postgres", "langgraph", "langgraph-checkpoint-postgres", "langgraph-checkpoint-sqlite", "llama-index-core",
-    "llama-index-storage-chat-store-postgres", "llama-index-storage-chat-store-redis", "openai-agents", "starsessions",
+    "llama-index-storage-chat-store-postgres", "llama-index-storage-chat-store-redis", "openai-agents",
+    "starsessions", "litestar", "google-adk",
 )  # fmt: skip
 
 

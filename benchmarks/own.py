@@ -28,6 +28,11 @@ def _entry(head: Head, token: str) -> Entry:
     return Entry(new_id(), new_id(), token, head.epoch or new_token(), said, count=2, closing=True, turns=head.turns + 1, start=head.start)
 
 
+def first_entry() -> Entry:
+    """Return a whole turn, the first of its conversation."""
+    return _entry(Head(), new_token())
+
+
 class ThroughStore(System):
     """`Store.load` with the lease, `Store.append` that releases it: two calls, and no message is decoded."""
 

@@ -59,29 +59,25 @@ def store_tables(results: Results, plan: Plan, store: str) -> list[str]:
         _sizes(systems, plan.sizes, lambda name, messages: _busy(results, plan, name, messages)),
     ]
     if any(system.name in results.stored for system in systems):
-        tables += ["\nRound trips: bytes sent / received a turn, and bytes stored a message:\n", _wire(results, plan, systems)]
+        tables += ["\nRound trips: bytes sent / received a turn, and bytes stored a message:\n", wire(results, plan, systems)]
     return tables
 
 
 def group_table(results: Results, plan: Plan, group: str) -> str:
     """Return the table of a group whose systems have one length of conversation."""
-    rows = [
-        "| app | one at a time: p50 / p99 / CPU of the server process, µs | requests/s | of the first | memory when idle |",
-        "|---" * 5 + "|",
-    ]
+    served = group == SERVED
+    columns = ["app", "one at a time: p50 / p99 / CPU, µs"]
+    columns += [f"{plan.sessions} connections: requests/s", "of the first", "memory when idle"] if served else []
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     systems = measured(results, group)
     for system in systems:
         (messages,) = system.sizes
-        first = results.median(systems[0].name, messages, plan.sessions, "rate")
-        rate = results.median(system.name, messages, plan.sessions, "rate")
         costs = [results.median(system.name, messages, 1, figure) or 0 for figure in ("p50", "p99", "cpu")]
-        fields = [
-            system.name,
-            " / ".join(f"{cost * _MICRO:,.1f}" if group == DIRECT else f"{cost * _MICRO:,.0f}" for cost in costs),
-            _busy(results, plan, system.name, messages).partition(";")[0],
-            f"{rate / first:.2f}" if rate and first else "",
-            f"{results.idle[system.name] / _MEGABYTE:,.1f} MB" if system.name in results.idle else "",
-        ]
+        fields = [system.name, " / ".join(f"{cost * _MICRO:,.{0 if served else 1}f}" for cost in costs)]
+        if served:
+            idle = results.idle.get(system.name)
+            rate = _busy(results, plan, system.name, messages).partition(";")[0]
+            fields += [rate, _ratio(results, plan, system.name, systems[0].name, messages), f"{idle / _MEGABYTE:,.1f} MB" if idle else ""]
         rows.append(f"| {' | '.join(fields)} |")
     return "\n".join(rows)
 
@@ -146,7 +142,8 @@ def _busy(results: Results, plan: Plan, name: str, messages: int) -> str:
     return f"{rate:,.0f} (±{spread:.0f} %); {_costs(results, name, messages, plan.sessions)}"
 
 
-def _wire(results: Results, plan: Plan, systems: Sequence[System]) -> str:
+def wire(results: Results, plan: Plan, systems: Sequence[System]) -> str:
+    """Return the table of what passes a wire and what is stored."""
     rows = ["| system | " + " | ".join(f"{messages:,} messages" for messages in plan.sizes) + " | stored a message |"]
     rows.append("|---" * (len(plan.sizes) + 2) + "|")
     for system in systems:

@@ -12,9 +12,9 @@ import subprocess
 import tempfile
 import time
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -28,7 +28,7 @@ from tests.wheels import valkey
 from tests.wheels.postgres import PostgresServer, wheel_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
 _LINE = 2**24
 _COUNTED = 4
@@ -230,6 +230,18 @@ class Places:
         pids = {"redis": self._valkey.pid, "postgresql": self._postgres.pid}
         return processes.cpu(pids[system.store]) if system.store in pids else 0.0
 
+    async def connections(self, place: str) -> int:
+        """Return how many connections the server at a place has; 0 where there is none."""
+        if place.startswith("redis"):
+            return int(self._valkey.info("connected_clients"))
+        if place.startswith("postgresql"):
+            link = await asyncpg.connect(place)
+            try:
+                return int(await link.fetchval("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"))
+            finally:
+                await link.close()
+        return 0
+
     async def taken(self, system: System, place: str) -> float:
         """Return how many bytes are stored at a place."""
         if system.store == "redis":
@@ -248,10 +260,17 @@ class Places:
         return float(sum(file.stat().st_size for file in Path(place).iterdir()))  # noqa: ASYNC240 - nothing else runs
 
 
+class Say(Protocol):
+    """Tells somebody who waits what is being done, and how much of it is done already."""
+
+    def __call__(self, line: str, done: int = 0, of: int = 0) -> None:
+        """Tell; `of` is 0 where nobody knows how much there is."""
+
+
 class Run:
     """A run under way."""
 
-    def __init__(self, plan: Plan, systems: Sequence[System], say: Callable[[str], None]) -> None:
+    def __init__(self, plan: Plan, systems: Sequence[System], say: Say) -> None:
         """Begin with nothing measured."""
         self.plan, self.systems, self.say = plan, list(systems), say
         self.results = Results()
@@ -263,7 +282,7 @@ class Run:
         for name in dict.fromkeys(system.environment for system in self.systems):
             self.say(f"environment {name}")
             pythons[name] = environments.make(name)
-        self.results.facts = facts(pythons)
+        self.results.facts = {**facts(pythons), "plan": asdict(self.plan)}
         if "own" in pythons:
             self.results.facts["import"] = statistics.median(imports(pythons["own"]) for _ in range(_IMPORTS))
         with ExitStack() as servers:
@@ -339,7 +358,8 @@ class Run:
             cells = self.cells()
             random.shuffle(cells)
             for done, (system, messages, at_once) in enumerate(cells):
-                self.say(f"round {number + 1}, {done}/{len(cells)}: {system.name}, {messages} messages, {at_once} at once")
+                told = f"round {number + 1}: {system.name}, {messages:,} messages, {at_once} at once"
+                self.say(told, number * len(cells) + done, self.plan.rounds * len(cells))
                 if system not in self.systems:
                     continue
                 try:
@@ -361,10 +381,9 @@ class Run:
 
     async def _count(self, places: Places) -> None:
         """Do a few turns through a proxy that counts, on connections of their own."""
-        for system in self.systems:
-            if system.store not in _SERVERS or system.group:
-                continue
-            self.say(f"counting: {system.name}")
+        systems = [system for system in self.systems if system.store in _SERVERS and not system.group]
+        for number, system in enumerate(systems):
+            self.say(f"counting: {system.name}", number, len(systems))
             parts = urlsplit(places.of(system))
             assert parts.hostname is not None
             assert parts.port is not None
@@ -391,10 +410,9 @@ class Run:
     async def _store(self, places: Places) -> None:
         """Have conversations grow turn by turn where nothing is, and see what they take."""
         sessions, turns = self.plan.grown
-        for system in self.systems:
-            if system.shares or system.group:
-                continue
-            self.say(f"what is stored: {system.name}")
+        systems = [system for system in self.systems if not system.shares and not system.group]
+        for number, system in enumerate(systems):
+            self.say(f"what is stored: {system.name}", number, len(systems))
             place = places.fresh(system)
             try:
                 empty, full = [await self._grown(places, system, place, sessions, each) for each in (0, turns)]

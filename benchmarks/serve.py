@@ -15,7 +15,8 @@ def main(code: str, place: str) -> None:
     app = getattr(importlib.import_module(module), factory)(place)
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listening:
         print(listening.getsockname()[1], flush=True)
-        uvicorn.Server(uvicorn.Config(app, loop="uvloop", http="httptools", access_log=False, log_level="warning")).run([listening])
+        config = uvicorn.Config(app, loop="uvloop", http="httptools", access_log=False, log_level="warning", timeout_keep_alive=300)
+        uvicorn.Server(config).run([listening])
 
 
 if __name__ == "__main__":

@@ -40,9 +40,13 @@ class Served(System):
     async def open(self) -> None:
         """Start it, and send one request."""
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.serve", self.app, self.place]
-        self._process = await asyncio.create_subprocess_exec(*command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        self._process = await asyncio.create_subprocess_exec(
+            *command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
         assert self._process.stdout is not None
-        self._address = ("127.0.0.1", int(await self._process.stdout.readline()))
+        port = await self._process.stdout.readline()
+        assert port, f"{self.app} did not start"
+        self._address = ("127.0.0.1", int(port))
         self._cookies: dict[str, bytes] = {}
         self._ask("nobody")
         self.idle = processes.resident(self._process.pid)

@@ -47,6 +47,10 @@ def _served(name: str, kind: Kind, code: str, environment: str = "own", *, windo
     return System(f"uvicorn, {name}", kind, "redis", environment, code, windowed=windowed, sizes=(100,), group=SERVED)
 
 
+def _extra(name: str, store: str, environment: str, code: str, *, windowed: bool = False) -> System:
+    return System(name, "peer", store, environment, f"benchmarks.peers.{code}", windowed=windowed, extra=True)
+
+
 def _own(store: str) -> list[System]:
     doors = {"Store": "ThroughStore", "Conversation": "ThroughConversation", "middleware": "ThroughMiddleware"}
     first = f"convmem Store, {store}"
@@ -87,4 +91,17 @@ SYSTEMS = [
     System("LangGraph AsyncSqliteSaver", "peer", "sqlite", "langchain", "benchmarks.peers.langchain:GraphSQLite", windowed=False),
     System("openai-agents SQLAlchemySession, SQLite", "peer", "sqlite", "agents", "benchmarks.peers.agents:SQLAlchemySQLite"),
     System("openai-agents SQLiteSession", "peer", "sqlite", "agents", "benchmarks.peers.agents:SQLiteSessions"),
+    _extra("openai-agents RedisSession, no limit", "redis", "agents", "agents:RedisWhole"),
+    _extra("litestar server session", "redis", "agents", "agents:Litestar"),
+    _extra("langchain-community Redis, an object a turn", "redis", "langchain", "langchain:CommunityRedisPerTurn"),
+    _extra("langchain-community SQL", "postgresql", "langchain", "langchain:CommunityPostgres"),
+    _extra("LangGraph AsyncPostgresSaver, at the end", "postgresql", "langchain", "langchain:GraphPostgresAtTheEnd"),
+    _extra("LlamaIndex Memory, no token limit", "postgresql", "llamaindex", "llamaindex:MemoriesWhole"),
+    _extra("openai-agents SQLAlchemySession, no limit", "postgresql", "agents", "agents:SQLAlchemyWhole"),
+    _extra("google-adk DatabaseSessionService", "postgresql", "adk", "adk:Postgres"),
+    _extra("google-adk DatabaseSessionService, 50 events", "postgresql", "adk", "adk:PostgresRecent", windowed=True),
+    _extra("langchain-community SQL, SQLite", "sqlite", "langchain", "langchain:CommunitySQLite"),
+    _extra("LlamaIndex Memory, SQLite", "sqlite", "llamaindex", "llamaindex:MemoriesSQLite"),
+    _extra("openai-agents SQLiteSession, an object a turn", "sqlite", "agents", "agents:SQLitePerTurn", windowed=True),
+    _extra("google-adk DatabaseSessionService, SQLite", "sqlite", "adk", "adk:SQLite"),
 ]

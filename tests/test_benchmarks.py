@@ -1,11 +1,14 @@
 """The benchmark measures what it says: every system does whole turns, one that forgets fails, and what came out is shown."""
 
 import itertools
+import re
 import xml.etree.ElementTree as ET
+from dataclasses import asdict
+from typing import Any, cast
 
 import pytest
 
-from benchmarks import charts, goals, served, workload
+from benchmarks import charts, goals, publish, served, soak, workload
 from benchmarks.report import draw, table
 from benchmarks.run import Cell, Plan, Results, chosen
 from benchmarks.systems import DIRECT, SYSTEMS, System
@@ -96,13 +99,22 @@ def test_what_a_run_wrote_can_be_read_again() -> None:
     """The pages are made of the lines, without measuring anew."""
     first = results()
     again = Results.of_lines(first.lines())
-    assert again == first
+    assert again.lines() == first.lines()
     assert table(again, PLAN) == table(first, PLAN)
 
 
 def results() -> Results:
     """Return figures of every system: those of convmem cost half."""
-    found = Results(facts={"processors": 2, "processor": "any", "system": "any", "load": [0.0], "versions": {"own": {"python": "3"}}})
+    found = Results(
+        facts={
+            "processors": 2,
+            "processor": "any",
+            "system": "any",
+            "load": [0.0],
+            "versions": {"own": {"python": "3"}},
+            "plan": asdict(PLAN),
+        }
+    )
     for system in SYSTEMS:
         for messages in system.sizes or PLAN.sizes:
             cost = 1e-3 * (1 if system.kind == "convmem" else 2) * (1 + messages / 1000)
@@ -157,6 +169,104 @@ def test_a_longer_bar_is_a_larger_value() -> None:
     chart = ET.fromstring(charts.bars("b", "turns/s", {"slow & small": (10.0, "peer"), "fast": (40.0, "convmem")}))
     widths = [float(bar.get("width", "0")) for bar in chart.iter(f"{SVG}rect")][1:]
     assert widths[0] == pytest.approx(4 * widths[1])
+
+
+def test_the_page_is_given_the_figures_of_a_run(tmp_path) -> None:
+    """By one command and as often as wanted: what stands around the figures stays, and every picture is there."""
+    page = tmp_path / publish.PAGE
+    page.parent.mkdir()
+    (tmp_path / publish.IMAGES).mkdir()
+    page.write_text(f"before\n\n{publish.BEGIN}\nstale figures\n{publish.END}\n\nafter\n")
+    (tmp_path / "lines.jsonl").write_text("\n".join(results().lines()))
+    publish.publish(tmp_path / "lines.jsonl", tmp_path)
+    first = page.read_text()
+    publish.publish(tmp_path / "lines.jsonl", tmp_path)
+    assert page.read_text() == first
+    assert first.startswith("before\n")
+    assert first.endswith("\nafter\n")
+    assert "stale figures" not in first
+    pictures = re.findall(r"\]\(([^)]+\.svg)\)", first)
+    assert len(pictures) == 7
+    assert all((page.parent / picture).is_file() for picture in pictures)
+
+
+def test_a_peer_that_is_ahead_is_said_to_be() -> None:
+    """What another does better stands beside what convmem does better."""
+    found = results()
+    assert publish.ahead(found, PLAN, "redis") == "- nowhere in this run."
+    for concurrency in (1, PLAN.sessions):
+        (figures, *_) = found.cells[Cell("starsessions", 0, concurrency)]
+        found.cells[Cell("starsessions", 0, concurrency)] = [{**figures, "p50": figures["p50"] / 8, "rate": figures["rate"] * 8}]
+    assert publish.ahead(found, PLAN, "redis") == "- starsessions: turns/s at 0 messages 4.0 times, p50 at 0 messages 4.0 times."
+
+
+def samples(**leaks: float) -> list[soak.Sample]:
+    """Return a soak's samples: everything flat but what is said to grow, by so much from the first to the last."""
+    flat = {
+        "resident": 80e6,
+        "descriptors": 20.0,
+        "tasks": 10.0,
+        "connections": 8.0,
+        "p99": 0.05,
+        "bare": 0.01,
+        "cpu": 0.001,
+        "rate": 500.0,
+    }
+    found = []
+    for number in range(40):
+        now = {name: value + leaks.get(name, 0.0) * number / 39 for name, value in flat.items()}
+        found.append(
+            soak.Sample(
+                number / 4,
+                [int(now["resident"])] * 4,
+                [int(now["descriptors"])] * 4,
+                [int(now["tasks"])] * 4,
+                int(now["connections"]),
+                *(now[name] for name in ("p99", "bare", "cpu", "rate")),
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("leak", "said"),
+    [
+        ("resident", "memory"),
+        ("descriptors", "sockets"),
+        ("tasks", "tasks"),
+        ("connections", "connections"),
+        ("p99", "p99"),
+        ("cpu", "CPU"),
+    ],
+)
+def test_a_soak_names_what_grows(leak: str, said: str) -> None:
+    """The planted twin of each thing that is watched: twice as much at the end as at the beginning."""
+    assert soak.grown(samples()) == []
+    (sentence,) = soak.grown(samples(**{leak: {"resident": 80e6, "p99": 0.1, "cpu": 0.001}.get(leak, 40.0)}))
+    assert said in sentence
+
+
+def test_a_soak_forgives_the_machine() -> None:
+    """When everything waits longer it is no fault of a turn's."""
+    assert soak.grown(samples(p99=0.1, bare=0.02)) == []
+
+
+@pytest.mark.all_only
+@pytest.mark.asyncio
+async def test_a_soak_talks_to_four_workers(valkey_server: valkey.Valkey) -> None:
+    """A few seconds of it: every kind of request is answered, and what is left at the end is what was there before."""
+
+    class Places:
+        async def connections(self, place: str) -> int:
+            return 1
+
+    run = soak.Soak(valkey_server.url, cast("Any", Places()), lambda line, done=0, of=0: None)
+    await run.run(0.05, conversations=100)
+    assert {name.split()[0] for name in run.traffic.done} >= {"chat", "stream", "history", "bare"}
+    assert not run.traffic.wrong
+    assert not run.left
+    assert run.samples[-1].tasks[0] > 0
+    assert len(soak.draw(run.samples, "redis")) == 6
 
 
 def test_systems_are_chosen_by_word() -> None:
