@@ -77,14 +77,16 @@ def _apart(ends: Sequence[tuple[float, str]], height: int, gap: float = 17) -> l
 def over_time(title: str, up: str, series: Mapping[str, Sequence[tuple[float, float]]], *, height: int = 240) -> str:
     """Return a chart with a line for each series of minutes and values, both axes from 0."""
     every = [point for line in series.values() for point in line]
-    right, high = max(x for x, _ in every) or 1.0, max(y for _, y in every) * 1.1 or 1.0
+    (right, x_step), (high, y_step) = (_round(max(values)) for values in zip(*every, strict=True))
     across, down = _WIDTH - _LEFT - _RIGHT, height - _TOP - _BOTTOM
     body = []
-    for part in range(5):
-        x, y = _LEFT + across * part / 4, height - _BOTTOM - down * part / 4
+    for number in range(round(high / y_step) + 1):
+        y = height - _BOTTOM - down * number * y_step / high
         body.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}"/>')
-        body.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{high * part / 4:,.3g}</text>')
-        body.append(f'<text x="{x:.1f}" y="{height - _BOTTOM + 18}" text-anchor="middle">{right * part / 4:,.3g}</text>')
+        body.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{number * y_step:,g}</text>')
+    for number in range(round(right / x_step) + 1):
+        x = _LEFT + across * number * x_step / right
+        body.append(f'<text x="{x:.1f}" y="{height - _BOTTOM + 18}" text-anchor="middle">{number * x_step:,g}</text>')
     for place, (name, line) in enumerate(series.items()):
         path = " ".join(f"{_LEFT + across * x / right:.1f},{height - _BOTTOM - down * y / high:.1f}" for x, y in line)
         y = _TOP + 10 + 18 * place
@@ -95,6 +97,13 @@ def over_time(title: str, up: str, series: Mapping[str, Sequence[tuple[float, fl
     body.append(f'<text x="{_LEFT + across / 2}" y="{height - 10}" text-anchor="middle">minutes</text>')
     body.append(f'<text x="14" y="{_TOP - 14}">{escape(up)}</text>')
     return _svg(title, height, body)
+
+
+def _round(most: float) -> tuple[float, float]:
+    """Return where an axis that holds so much ends, and the step of its marks: 1, 2 or 5 times a power of ten, at most five of them."""
+    power = 10.0 ** floor(log10(most / 5 or 1.0))
+    step = next(times * power for times in (1, 2, 5, 10) if times * power * 5 >= most)
+    return step * ceil(most / step or 1), step
 
 
 def bars(title: str, unit: str, values: Mapping[str, tuple[float, str]]) -> str:

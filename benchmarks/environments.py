@@ -47,10 +47,12 @@ REQUIREMENTS = {
         "redis[hiredis]",
         "starsessions",
         "starlette",
+        "litestar",
         "httptools",
         "uvicorn",
         "uvloop",
     ),
+    "adk": ("google-adk[db]", "asyncpg", "aiosqlite", "uvloop"),
 }
 _SHOWN = (
     "convmem", "redis", "hiredis", "asyncpg", "psycopg", "aiosqlite", "sqlalchemy", "uvloop", "langchain-core", "langchain-community",

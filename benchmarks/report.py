@@ -26,7 +26,7 @@ def table(results: Results, plan: Plan) -> str:
         if measured(results, group):
             parts += [f"\n## {title}\n", group_table(results, plan, group)]
     if results.failed:
-        parts.append("\n## Not measured\n\n" + "\n".join(f"- {name}: {why}" for name, why in results.failed.items()))
+        parts.append("\n## Not measured\n\n" + "\n".join(f"- {name}: {why.splitlines()[0]}" for name, why in results.failed.items()))
     return "\n".join(parts) + "\n"
 
 

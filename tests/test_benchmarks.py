@@ -164,6 +164,13 @@ def test_the_names_beside_the_lines_do_not_meet() -> None:
     assert heights[-1] < float(chart.get("viewBox", "").split()[-1])
 
 
+def test_an_axis_ends_at_a_round_number() -> None:
+    """A reader is to see what a mark stands for, and the line is to stay inside."""
+    chart = ET.fromstring(charts.over_time("c", "MB", {"one": [(0.0, 3.0), (3.7, 86.2)]}))
+    marks = [text.text for text in chart.iter(f"{SVG}text") if (text.text or "").isdigit()]
+    assert marks == ["0", "20", "40", "60", "80", "100", "0", "1", "2", "3", "4"]
+
+
 def test_a_longer_bar_is_a_larger_value() -> None:
     """And the longest comes first."""
     chart = ET.fromstring(charts.bars("b", "turns/s", {"slow & small": (10.0, "peer"), "fast": (40.0, "convmem")}))

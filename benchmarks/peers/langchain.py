@@ -54,6 +54,7 @@ class CommunityRedisPerTurn(CommunityRedis):
 class _CommunitySQL(System):
     async def open(self):
         self._engine = create_async_engine(self._url())
+        await self._of("first").aget_messages()  # makes the table, and two at once would meet
 
     def _of(self, session):
         return SQLChatMessageHistory(session, connection=self._engine, async_mode=True)
