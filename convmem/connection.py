@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from convmem.work import Work
 SCOPE_KEY = "convmem"
 REVISION_HEADER = b"conversation-revision"
 _SERVER_ERRORS = 500
+_TRACEBACK_EVERY = 60.0
 logger = logging.getLogger("convmem.middleware")
 
 
@@ -48,6 +50,7 @@ class Services:
         issue_session_id: Hands out an id for an owner and a tenant.
         idempotency_header: The header, in lower case, whose key names a turn.
         hinted: The first route that appended without a lease, once it was logged.
+        traced: When the traceback of a problem was logged last, by its code.
     """
 
     ledger: Ledger
@@ -59,6 +62,15 @@ class Services:
     issue_session_id: Callable[[str, str], str]
     idempotency_header: bytes
     hinted: list[str] = field(default_factory=list)
+    traced: dict[str, float] = field(default_factory=dict)
+
+    def wants_traceback(self, code: str) -> bool:
+        """Return whether a problem's traceback is due: an outage is one cause and thousands of requests, each with its own line."""
+        now = time.monotonic()
+        due = now - self.traced.get(code, -_TRACEBACK_EVERY) >= _TRACEBACK_EVERY
+        if due:
+            self.traced[code] = now
+        return due
 
 
 class Connection(ABC):
@@ -289,7 +301,8 @@ class Connection(ABC):
     def _log(self, error: ConvmemError) -> None:
         self._spend(error)
         if error.status >= _SERVER_ERRORS:
-            logger.error("%s: %s", error.code, error, exc_info=error.__cause__)
+            cause = error.__cause__ if self._services.wants_traceback(error.code) else None
+            logger.error("%s: %s", error.code, error, exc_info=cause)
         else:
             logger.info("%s: %s", error.code, error)
 
