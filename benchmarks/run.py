@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _LINE = 2**24
 _COUNTED = 4
 _LONG = 1000
+_PATIENCE = 5.0
+"""Seconds that one long conversation may take to be made, if many are to be."""
 _IMPORTS = 7
 _SERVED_TIMES = 3
 """A server under load takes longer to show what it does than a call does."""
@@ -64,7 +66,7 @@ class Plan:
 
 
 QUICK = Plan(sizes=(0, 100, 1000), busy_sizes=(0, 1000), rounds=3, seconds=0.1, minutes=1.2, grown=(4, 20))
-FULL = Plan(sizes=(0, 10, 100, 1000, 10_000), busy_sizes=(0, 10, 100, 1000, 10_000), rounds=7, seconds=0.3, minutes=11)
+FULL = Plan(sizes=(0, 10, 100, 1000, 10_000), busy_sizes=(0, 10, 100, 1000, 10_000), rounds=7, seconds=0.3, minutes=10)
 
 
 class Cell(NamedTuple):
@@ -275,6 +277,7 @@ class Run:
         self.plan, self.systems, self.say = plan, list(systems), say
         self.results = Results()
         self._workers: dict[str, Worker] = {}
+        self._alone: set[tuple[str, int]] = set()
 
     async def run(self) -> Results:
         """Make the environments, start everything, measure, count."""
@@ -322,23 +325,27 @@ class Run:
         return [messages for messages in self.plan.sizes if not system.sizes or messages in system.sizes]
 
     async def _fill(self, system: System, messages: int) -> None:
-        """Have as many conversations of a length as one cell needs."""
+        """Have as many conversations of a length as one cell needs; one, where it takes too long to make it."""
+        ask, which = self._workers[system.environment].ask, {**_which(system, messages), "windowed": system.windowed}
+        if messages > _LONG and self._is_busy(system, messages):
+            began = time.monotonic()
+            await ask("fill", within=300.0, **which, sessions=1)
+            if time.monotonic() - began > _PATIENCE:
+                self._alone.add((which["of"], messages))
         wanted = self.plan.sessions if messages <= _LONG or self._is_busy(system, messages) else 1
         if messages < WINDOW:
             wanted *= 4  # each is good for a few turns only
         if system.group == SERVED and not system.windowed:
             wanted *= 8  # and here too, for longer
-        await self._workers[system.environment].ask(
-            "fill", within=300.0, **_which(system, messages), sessions=wanted, windowed=system.windowed
-        )
+        await ask("fill", within=300.0, **which, sessions=wanted)
 
     def _give_up(self, system: System, error: Exception) -> None:
         self.results.failed[system.name] = str(error)
         self.systems.remove(system)
 
     def _is_busy(self, system: System, messages: int) -> bool:
-        """Whether many conversations of this length talk at once: who loads them whole would take minutes for a long one."""
-        if system.group == DIRECT:
+        """Whether many conversations of this length talk at once: to load or to make long ones may take minutes."""
+        if system.group == DIRECT or (system.shares or system.name, messages) in self._alone:
             return False
         return (messages in self.plan.busy_sizes or bool(system.sizes)) and (system.windowed or messages <= _LONG)
 
