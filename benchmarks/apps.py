@@ -1,10 +1,9 @@
-"""The app of `benchmarks.plain`, with convmem and with a memory written by hand. Each is made for one place."""
+"""The app of `benchmarks.plain`, with convmem as its memory. Each is made for one place."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
@@ -47,26 +46,6 @@ def silent(place: str) -> Starlette:
         return JSONResponse({"answer": text, "loaded": None})
 
     return app(chat, _memory(place))
-
-
-def by_hand(place: str) -> Starlette:
-    """Do a checked turn with redis-py in the handler, for whoever the cookie says."""
-    from benchmarks.raw import RedisPy  # here, for a worker of convmem does not hold every driver
-
-    memory = RedisPy(place)
-
-    @asynccontextmanager
-    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        await memory.open()
-        yield
-        await memory.aclose()
-
-    async def chat(request: Request) -> Response:
-        await request.json()
-        loaded = await memory.turn(request.cookies.get("session", "nobody"))
-        return JSONResponse({"answer": answer(), "loaded": loaded})
-
-    return app(chat, lifespan=lifespan)
 
 
 def _memory(place: str) -> Middleware:

@@ -47,7 +47,8 @@ def figures(results: Results, plan: Plan, charts: list[str]) -> str:
     versions = {name: version for found in facts["versions"].values() for name, version in sorted(found.items())}
     rounds = max((len(rounds) for rounds in results.cells.values()), default=0)
     parts = [
-        f"One run of {rounds} rounds on {facts['processors']} x {facts['processor']}, {facts['system'].partition('-with')[0]}, servers and "
+        (f"One run of {rounds} rounds" if rounds else "Counted, and not timed yet,")
+        + f" on {facts['processors']} x {facts['processor']}, {facts['system'].partition('-with')[0]}, servers and "
         f"clients on the same machine, which had a load of {facts['load'][0]} before: "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
         + ". LlamaIndex pins an older asyncpg.",
@@ -59,13 +60,16 @@ def figures(results: Results, plan: Plan, charts: list[str]) -> str:
         if not systems:
             continue
         parts += [f"### {title}"]
-        parts += [f"![{_says(name, title)}](../{IMAGES}/{_PREFIX}{name})" for name in charts if name.startswith(store)]
+        pictures = [f"![{_says(name, title)}](../{IMAGES}/{_PREFIX}{name})" for name in charts if name.startswith(store)]
+        if pictures:
+            words = f"Turns a second of {plan.sessions} conversations at once, as a multiple of those of `convmem Store`:"
+            parts += [*pictures, words, report.ratios(results, plan, store)]
         if any(system.name in results.stored for system in systems):
             parts += ["Round trips: bytes sent / received a turn, and bytes stored a message:", report.wire(results, plan, systems)]
         parts += ["Where another library is ahead of `convmem Conversation`, and by how much:", ahead(results, plan, store)]
     if report.measured(results, SERVED):
-        parts += ["### Under uvicorn", f"![{_says('uvicorn.svg', 'Redis')}](../{IMAGES}/{_PREFIX}uvicorn.svg)"]
-        parts += [report.group_table(results, plan, SERVED)]
+        pictures = [f"![{_says(name, 'Redis')}](../{IMAGES}/{_PREFIX}{name})" for name in charts if name == "uvicorn.svg"]
+        parts += ["### Under uvicorn", *pictures, report.group_table(results, plan, SERVED)]
     if report.measured(results, DIRECT):
         parts += ["### Without a server and without a store", report.group_table(results, plan, DIRECT)]
     return "\n\n".join(["", *parts, ""]).strip("\n")

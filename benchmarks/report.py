@@ -32,7 +32,7 @@ def table(results: Results, plan: Plan) -> str:
 
 def measured(results: Results, group: str) -> list[System]:
     """Return the systems of a group that have figures, in their order."""
-    names = {cell.system for cell in results.cells}
+    names = {*(cell.system for cell in results.cells), *(name for name, _ in results.counted), *results.stored, *results.idle}
     return [system for system in SYSTEMS if (system.group or system.store) == group and system.name in names]
 
 
@@ -52,7 +52,7 @@ def store_tables(results: Results, plan: Plan, store: str) -> list[str]:
     systems = measured(results, store)
     tables = [
         "Turns a second in one process, as a multiple of `convmem Store`:\n",
-        _sizes(systems, plan.sizes, lambda name, messages: _ratio(results, plan, name, f"convmem Store, {store}", messages)),
+        ratios(results, plan, store),
         "\nOne turn after the other: p50 / p99 / CPU of the client / CPU of the server, µs:\n",
         _sizes(systems, plan.sizes, lambda name, messages: _costs(results, name, messages, 1)),
         f"\n{plan.sessions} at once: turns/s (± half the spread), p50 / p99 / CPU of the client / CPU of the server, µs:\n",
@@ -61,6 +61,12 @@ def store_tables(results: Results, plan: Plan, store: str) -> list[str]:
     if any(system.name in results.stored for system in systems):
         tables += ["\nRound trips: bytes sent / received a turn, and bytes stored a message:\n", wire(results, plan, systems)]
     return tables
+
+
+def ratios(results: Results, plan: Plan, store: str) -> str:
+    """Return the table of turns a second, as multiples of those of `convmem Store`."""
+    first = f"convmem Store, {store}"
+    return _sizes(measured(results, store), plan.sizes, lambda name, messages: _ratio(results, plan, name, first, messages))
 
 
 def group_table(results: Results, plan: Plan, group: str) -> str:
@@ -87,8 +93,6 @@ def draw(results: Results, plan: Plan) -> dict[str, str]:
     drawn = {}
     for store, title in _TITLES.items():
         systems = measured(results, store)
-        if not systems:
-            continue
         series = {
             system.name: (
                 [(messages, value * 1e3) for messages in plan.sizes if (value := results.median(system.name, messages, 1, "p50"))],
@@ -96,19 +100,21 @@ def draw(results: Results, plan: Plan) -> dict[str, str]:
             )
             for system in systems
         }
-        drawn[f"{store}-growth.svg"] = charts.lines(
-            f"One turn as the conversation grows, {title}", "messages stored before", "milliseconds, median", series
-        )
+        if any(line for line, _ in series.values()):
+            drawn[f"{store}-growth.svg"] = charts.lines(
+                f"One turn as the conversation grows, {title}", "messages stored before", "milliseconds, median", series
+            )
         for messages in plan.busy_sizes:
             rates = _rates(results, plan, systems, messages)
             if rates:
                 title_of_size = f"{plan.sessions} conversations at once, each of {messages:,} messages, {title}"
                 drawn[f"{store}-{messages}.svg"] = charts.bars(title_of_size, "turns a second, one process", rates)
     served = measured(results, SERVED)
-    if served:
-        (messages,) = served[0].sizes
-        title = f"One worker of uvicorn, {plan.sessions} connections, conversations of {messages} messages, Redis"
-        drawn["uvicorn.svg"] = charts.bars(title, "requests a second", _rates(results, plan, served, messages))
+    for messages in {messages for system in served for messages in system.sizes}:
+        rates = _rates(results, plan, served, messages)
+        if rates:
+            title = f"One worker of uvicorn, {plan.sessions} connections, conversations of {messages} messages, Redis"
+            drawn["uvicorn.svg"] = charts.bars(title, "requests a second", rates)
     return drawn
 
 

@@ -166,7 +166,7 @@ class Worker:
         )  # fmt: skip
         return cls(process)
 
-    async def ask(self, verb: str, within: float = 60.0, **arguments: Any) -> Any:
+    async def ask(self, verb: str, within: float = 120.0, **arguments: Any) -> Any:
         """Have it do something, within so many seconds.
 
         Raises:
@@ -313,7 +313,8 @@ class Run:
             self.say(f"filling {system.name}")
             try:
                 where = placed[system.name]
-                idle = await self._workers[system.environment].ask("open", name=system.name, code=system.code, place=where)
+                ask = self._workers[system.environment].ask
+                idle = await ask("open", within=300.0, name=system.name, code=system.code, place=where)
                 if idle:
                     self.results.idle[system.name] = idle
                 for messages in self._sizes(system):

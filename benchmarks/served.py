@@ -162,7 +162,7 @@ class Reading(Served):
 class ByHand(Served):
     """redis-py in the handler."""
 
-    app = "benchmarks.apps:by_hand"
+    app = "benchmarks.plain:by_hand"
 
     async def fill(self, session: str, messages: int) -> None:
         """Name the session: the app believes every cookie."""

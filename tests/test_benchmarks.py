@@ -1,16 +1,21 @@
 """The benchmark measures what it says: every system does whole turns, one that forgets fails, and what came out is shown."""
 
 import itertools
+import random
 import re
 import xml.etree.ElementTree as ET
+from contextlib import ExitStack
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, cast
 
+import asyncpg
 import pytest
+from redis.asyncio import Redis
 
 from benchmarks import charts, goals, publish, served, soak, workload
 from benchmarks.report import draw, table
-from benchmarks.run import Cell, Plan, Results, chosen
+from benchmarks.run import Cell, Places, Plan, Results, chosen
 from benchmarks.systems import DIRECT, SYSTEMS, System
 from benchmarks.worker import Worker
 from tests.wheels import valkey
@@ -80,6 +85,33 @@ async def test_an_app_under_uvicorn_keeps_what_was_said(valkey_server: valkey.Va
     finally:
         await silent.aclose()
         await reading.aclose()
+
+
+@pytest.mark.asyncio
+async def test_what_a_place_holds_and_its_server_uses_is_seen() -> None:
+    """The bytes that are stored, wherever they are, and the CPU of the server."""
+    text = random.randbytes(50_000).hex()
+    with ExitStack() as stack:
+        places = Places(stack)
+        for store in ("redis", "postgresql", "sqlite"):
+            system = System(f"any, {store}", "limit", store, "own", "")
+            place = places.of(system)
+            assert place == places.of(system)
+            before, cpu = await places.taken(system, place), places.cpu(system)
+            if store == "redis":
+                async with Redis.from_url(place) as redis:
+                    await redis.set("any", text)
+                    assert await places.connections(place) >= 1
+            elif store == "postgresql":
+                link = await asyncpg.connect(place)
+                await link.execute("CREATE TABLE any_table (body text STORAGE EXTERNAL)")
+                await link.execute("INSERT INTO any_table VALUES ($1)", text)
+                assert await places.connections(place) >= 1
+                await link.close()
+            else:
+                (Path(place) / "any.db").write_text(text)
+            assert 100_000 <= await places.taken(system, place) - before <= 140_000
+            assert places.cpu(system) > cpu or store == "sqlite"
 
 
 @pytest.mark.parametrize(("messages", "windowed", "turns"), [(0, True, 1), (10, True, 3), (1000, False, 50), (1000, True, float("inf"))])
