@@ -78,7 +78,7 @@ def group_table(results: Results, plan: Plan, group: str) -> str:
     systems = measured(results, group)
     for system in systems:
         (messages,) = system.sizes
-        costs = [results.median(system.name, messages, 1, figure) or 0 for figure in ("p50", "p99", "cpu")]
+        costs = [cost for figure in ("p50", "p99", "cpu") if (cost := results.median(system.name, messages, 1, figure)) is not None]
         fields = [system.name, " / ".join(f"{cost * _MICRO:,.{0 if served else 1}f}" for cost in costs)]
         if served:
             idle = results.idle.get(system.name)

@@ -17,6 +17,9 @@ from benchmarks.workload import Loan, Sessions
 if TYPE_CHECKING:
     from benchmarks.workload import System
 
+_FILLERS, _FEW_FILLERS = 32, 8
+"""Conversations that are filled at once; who loads everything has a pool of its own size, and gives up when it waits for long."""
+
 
 class Worker:
     """The systems of one environment, each opened once, and the sessions they were filled with."""
@@ -47,7 +50,7 @@ class Worker:
                 pool.add(session)
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(32, len(missing))):
+            for _ in range(min(_FILLERS if windowed else _FEW_FILLERS, len(missing))):
                 group.create_task(some())
         return len(missing)
 

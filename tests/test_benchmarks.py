@@ -185,11 +185,12 @@ def test_the_charts_are_well_formed_and_name_every_system() -> None:
     assert all(any(system.name in chart for chart in drawn.values()) for system in SYSTEMS if system.group != DIRECT)
 
 
-def test_the_names_beside_the_lines_do_not_meet() -> None:
+@pytest.mark.parametrize("end", [1.0, 1000.0])
+def test_the_names_beside_the_lines_do_not_meet(end: float) -> None:
     """Ten lines that end in one place are told apart all the same, inside the picture."""
-    chart = ET.fromstring(charts.lines("c", "x", "y", {f"line {n}": ([(1, 1.0), (10, 1.0)], "peer") for n in range(10)}))
-    places = [(float(text.get("y", "")), text.text or "") for text in chart.iter(f"{SVG}text") if (text.text or "").startswith("line")]
-    heights = sorted(y for y, _ in places)
+    series = {f"line {n}": ([(1.0, 1.0), (10.0, end)], "peer") for n in range(10)}
+    chart = ET.fromstring(charts.lines("c", "x", "y", series))
+    heights = sorted(float(text.get("y", "")) for text in chart.iter(f"{SVG}text") if (text.text or "").startswith("line"))
     assert len(heights) == 10
     assert all(below - above >= 16 for above, below in itertools.pairwise(heights))
     assert heights[0] > 30
