@@ -12,6 +12,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any, cast
 
+import aiosqlite
 import asyncpg
 import hiredis
 from redis.asyncio import Redis
@@ -182,22 +183,34 @@ class HeldStatements(System):
             await self._free.get_nowait()[0].close()
 
 
+_PRAGMAS = ("page_size = 8192", "journal_mode = WAL", "synchronous = FULL")
+_TURNS = "CREATE TABLE IF NOT EXISTS turn (session, seq INTEGER, body BLOB, PRIMARY KEY (session, seq)) WITHOUT ROWID"
+_LEASES = "CREATE TABLE IF NOT EXISTS lease (session PRIMARY KEY, token, until REAL) WITHOUT ROWID"
+_HOLD = "INSERT INTO lease VALUES (?, 'token', unixepoch() + 8) ON CONFLICT DO UPDATE SET until = unixepoch() + 8"
+_NEWEST = "SELECT seq, body FROM turn WHERE session = ? ORDER BY seq DESC LIMIT ?"
+_FREE = "DELETE FROM lease WHERE session = ? AND token = 'token'"
+_ADD = "INSERT INTO turn VALUES (?, ?, ?)"
+
+
+def _rows(session: str, messages: int) -> list[tuple[str, int, bytes]]:
+    return [(session, seq + 1, b"[" + b",".join(_said()) + b"]") for seq in range(messages // 2)]
+
+
 class StdlibSQLite(System):
     """SQLite by the standard library, called on the event loop: it waits for the disk, and nothing else runs meanwhile."""
 
     async def open(self) -> None:
         """Make the file."""
         self._link = sqlite3.connect(str(Path(self.place) / "raw.db"), isolation_level=None)
-        for pragma in ("page_size = 8192", "journal_mode = WAL", "synchronous = FULL"):
+        for pragma in _PRAGMAS:
             self._link.execute(f"PRAGMA {pragma}")
-        self._link.execute("CREATE TABLE IF NOT EXISTS turn (session, seq INTEGER, body BLOB, PRIMARY KEY (session, seq)) WITHOUT ROWID")
-        self._link.execute("CREATE TABLE IF NOT EXISTS lease (session PRIMARY KEY, token, until REAL) WITHOUT ROWID")
+        for table in (_TURNS, _LEASES):
+            self._link.execute(table)
 
     async def fill(self, session: str, messages: int) -> None:
         """Insert them in one transaction."""
         self._link.execute("BEGIN IMMEDIATE")
-        rows = [(session, seq + 1, b"[" + b",".join(_said()) + b"]") for seq in range(messages // 2)]
-        self._link.executemany("INSERT INTO turn VALUES (?, ?, ?)", rows)
+        self._link.executemany(_ADD, _rows(session, messages))
         self._link.execute("COMMIT")
 
     async def turn(self, session: str) -> int:
@@ -205,15 +218,14 @@ class StdlibSQLite(System):
         run = self._link.execute
         run("PRAGMA synchronous = NORMAL")
         run("BEGIN IMMEDIATE")
-        run("INSERT INTO lease VALUES (?, 'token', unixepoch() + 8) ON CONFLICT DO UPDATE SET until = unixepoch() + 8", (session,))
-        rows = run("SELECT seq, body FROM turn WHERE session = ? ORDER BY seq DESC LIMIT ?", (session, WINDOW // 2)).fetchall()
+        run(_HOLD, (session,))
+        rows = run(_NEWEST, (session, WINDOW // 2)).fetchall()
         run("COMMIT")
         await asyncio.sleep(0)
         run("PRAGMA synchronous = FULL")
         run("BEGIN IMMEDIATE")
-        freed = run("DELETE FROM lease WHERE session = ? AND token = 'token'", (session,)).rowcount
-        body = b"[" + b",".join(_said()) + b"]"
-        run("INSERT INTO turn VALUES (?, ?, ?)", (session, rows[0][0] + 1 if rows else 1, body))
+        freed = run(_FREE, (session,)).rowcount
+        run(_ADD, (session, rows[0][0] + 1 if rows else 1, b"[" + b",".join(_said()) + b"]"))
         run("COMMIT")
         assert freed == 1
         return 2 * len(rows)
@@ -221,3 +233,47 @@ class StdlibSQLite(System):
     async def aclose(self) -> None:
         """Close it."""
         self._link.close()
+
+
+class Aiosqlite(System):
+    """SQLite by aiosqlite, as most asyncio programs use it: one connection and its thread, a hop for each statement.
+
+    A transaction is of a connection and not of a task, so the tasks take turns by a lock. A checked turn is these two transactions,
+    both flushed: to change `synchronous` between them would be two hops more.
+    """
+
+    async def open(self) -> None:
+        """Make the file."""
+        self._link = await aiosqlite.connect(Path(self.place) / "raw.db", isolation_level=None)
+        for pragma in _PRAGMAS:
+            await self._link.execute(f"PRAGMA {pragma}")
+        for table in (_TURNS, _LEASES):
+            await self._link.execute(table)
+        self._alone = asyncio.Lock()
+
+    async def fill(self, session: str, messages: int) -> None:
+        """Insert them in one transaction."""
+        async with self._alone:
+            await self._link.execute("BEGIN IMMEDIATE")
+            await self._link.executemany(_ADD, _rows(session, messages))
+            await self._link.execute("COMMIT")
+
+    async def turn(self, session: str) -> int:
+        """Load, append."""
+        run = self._link.execute
+        async with self._alone:
+            await run("BEGIN IMMEDIATE")
+            await run(_HOLD, (session,))
+            rows = list(await self._link.execute_fetchall(_NEWEST, (session, WINDOW // 2)))
+            await run("COMMIT")
+        async with self._alone:
+            await run("BEGIN IMMEDIATE")
+            freed = (await run(_FREE, (session,))).rowcount
+            await run(_ADD, (session, rows[0][0] + 1 if rows else 1, b"[" + b",".join(_said()) + b"]"))
+            await run("COMMIT")
+        assert freed == 1
+        return 2 * len(rows)
+
+    async def aclose(self) -> None:
+        """Close it."""
+        await self._link.close()

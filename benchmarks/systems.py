@@ -43,6 +43,7 @@ SYSTEMS = [
     System("hiredis, multiplexed", "limit", "redis", "own", "benchmarks.raw:Multiplexed"),
     System("asyncpg, held statements", "limit", "postgresql", "own", "benchmarks.raw:HeldStatements"),
     System("sqlite3, inline", "limit", "sqlite", "own", "benchmarks.raw:StdlibSQLite"),
+    System("aiosqlite", "limit", "sqlite", "own", "benchmarks.raw:Aiosqlite"),
     *_own("redis"),
     *_own("postgresql"),
     *_own("sqlite"),

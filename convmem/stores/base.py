@@ -189,6 +189,24 @@ class StoredEntry:
     entry: Entry
     stored_at: datetime
 
+    @classmethod
+    def read(cls, n: int, entry: Entry, stored_at: datetime) -> StoredEntry:
+        """Return an entry where a store found it; as fast as `Entry.read`, and for the same reason."""
+        stored = _UnfrozenStored()
+        stored.n, stored.entry, stored.stored_at = n, entry, stored_at
+        stored.__class__ = cls  # type: ignore[assignment]  # see Entry.read
+        return stored  # type: ignore[return-value]
+
+
+class _UnfrozenStored:
+    """A `StoredEntry` that is being filled."""
+
+    __slots__ = StoredEntry.__slots__
+
+    if TYPE_CHECKING:
+
+        def __setattr__(self, name: str, value: object, /) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:

@@ -14,6 +14,7 @@ import pytest
 
 from convmem import Message, SessionKey, SQLiteStore, StoreUnavailable, open_conversation
 from convmem.stores.base import Entry, Head, Lease, Outcome
+from convmem.stores.sqlite import _LEASE, _READ, _STORE
 
 ROOT = Path(__file__).parents[2]
 KEY = SessionKey.for_user("everybody", "shared")
@@ -86,9 +87,8 @@ async def test_the_durability_is_the_chosen_one_and_is_named(tmp_path: Path, syn
     store = SQLiteStore(tmp_path / "convmem.db", synchronous=synchronous)  # type: ignore[arg-type]
     health = await store.check()
     assert f"synchronous={synchronous.upper()}" in health.durability
-    file = store._opened()
-    asked = file.durable.thread.submit(file.durable.run, lambda link: link.execute("PRAGMA synchronous").fetchone()[0])
-    assert asked.result() == pragma
+    for kind, level in ((_LEASE, 1), (_STORE, pragma), (_LEASE, 1), (_STORE, pragma)):
+        assert await store._run("check", kind, lambda link: link.execute("PRAGMA synchronous").fetchone()[0]) == level
     await store.aclose()
 
 
@@ -184,9 +184,7 @@ async def test_a_walk_examines_a_bounded_number_of_rows_for_each_page(idle_and_d
 
     async with SQLiteStore(idle_and_dead) as store:
         await store.list("user:x")
-        connection = store._opened().light._connection
-        assert connection is not None
-        connection.set_progress_handler(count, 1000)
+        await store._run("list", _READ, lambda link: link.set_progress_handler(count, 1000))
         for tenant, before in (("", None), ("acme", 1.0), (None, None), (None, 1.0), (None, 4000.5)):
             moment = None if before is None else datetime.fromtimestamp(before, UTC)
             steps, most, found, after = 0, 0, 0, None
@@ -197,7 +195,6 @@ async def test_a_walk_examines_a_bounded_number_of_rows_for_each_page(idle_and_d
                     break
             assert found == {("", None): 2500, ("acme", 1.0): 0, (None, None): 5000, (None, 1.0): 1, (None, 4000.5): 4001}[tenant, before]
             assert most < 60, f"one page of {tenant!r}, {before} took {most} thousand steps"
-        connection.set_progress_handler(None, 0)
 
 
 @pytest.mark.asyncio
@@ -207,9 +204,8 @@ async def test_no_part_of_housekeeping_scans_the_file(idle_and_dead: Path) -> No
     async with SQLiteStore(idle_and_dead) as store:
         await store.list("user:x")
         await store.delete(SessionKey.for_user("x"))
-        for lane in (store._opened().light, store._opened().durable):
-            assert lane._connection is not None
-            lane._connection.set_trace_callback(statements.append)
+        for kind in (_READ, _STORE):
+            await store._run("check", kind, lambda link: link.set_trace_callback(statements.append))
         for tenant in ("acme", None):
             await store.list(None, tenant=tenant)
             await store.list(None, tenant=tenant, written_before=datetime.now(UTC))
