@@ -210,6 +210,17 @@ class TestInAFile:
         assert kinds.count("COMMIT") == 2
         assert len(kinds) <= 13
 
+    async def test_a_window_is_not_read_again_by_who_has_read_it(self, tmp_path) -> None:
+        """Of a window of twenty-five turns only the newest are new to a process that serves the conversation."""
+        async with SQLiteStore(tmp_path / "convmem.db") as store:
+            scope, sink, app = request_scope(visitor_cookie()), Sink(), wrapped(still.talking, store, window_turns=25)
+            for _ in range(30):
+                await ask(app, scope, sink)
+            statements: list[str] = []
+            await store._run("check", _BARE, lambda link: link.set_trace_callback(statements.append))
+            await ask(app, scope, sink)
+        assert sum("body FROM entry" in statement for statement in statements) == 1
+
     async def _trace(self, store: SQLiteStore, commits: list[str]) -> None:
         """Note the level at which each transaction is committed."""
         level = "normal"

@@ -63,6 +63,7 @@ _POSITION = (1 << _POSITION_BITS) - 1
 _ENTRY = "id, entry, turn, token, kind, closing, count, turns, start, pinned, hides, format, key_id, stored, body"
 _SELECT_ENTRY = f"SELECT {_ENTRY} FROM entry WHERE id = ? AND visible"  # noqa: S608 - a constant
 _SELECT_NEWEST = f"SELECT {_ENTRY} FROM entry WHERE id > ? AND id < ? AND visible ORDER BY id DESC"  # noqa: S608
+_SELECT_NAMES = "SELECT id, entry FROM entry WHERE id > ? AND id < ? AND visible ORDER BY id DESC"
 _INSERT_ENTRY = f"INSERT INTO entry (visible, {_ENTRY}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 _LISTED = "tenant, owner, session, turns, created, updated, expires, epoch, n, entry"
 _DURABILITY: dict[Synchronous, str] = {
@@ -171,7 +172,7 @@ class SQLiteStore(Store):
         if file is not None:
             await asyncio.get_running_loop().run_in_executor(None, file.close)
 
-    async def _run(self, operation: str, kind: _Kind, work: Callable[[sqlite3.Connection, *Ts], T], *arguments: *Ts) -> T:
+    async def _run(self, operation: str, kind: _Kind, work: Callable[[_Link, *Ts], T], *arguments: *Ts) -> T:
         """Have work done by the thread of its kind. Of a caller that is cancelled meanwhile the outcome is unknown."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
@@ -284,7 +285,7 @@ class _Connection:
     def __init__(self, opening: _Opening) -> None:
         self._opening = opening
         self._level = ""
-        self._link: sqlite3.Connection | None = None
+        self._link: _Link | None = None
 
     def close(self) -> None:
         if self._link is not None:
@@ -313,7 +314,7 @@ class _Connection:
             return [(None, error)] * len(jobs)
         return results
 
-    def _begin(self, kind: _Kind) -> sqlite3.Connection:
+    def _begin(self, kind: _Kind) -> _Link:
         if self._link is None:
             self._link = self._opening.connect()
         level = self._opening.synchronous if kind.flushed else "normal"
@@ -324,7 +325,7 @@ class _Connection:
             self._link.execute(kind.begin)
         return self._link
 
-    def _roll_back(self, link: sqlite3.Connection) -> None:
+    def _roll_back(self, link: _Link) -> None:
         try:
             if link.in_transaction:  # SQLite has rolled back already after some errors
                 link.execute("ROLLBACK")
@@ -340,7 +341,7 @@ class _Opening(NamedTuple):
     busy_timeout: timedelta
     mode: str
 
-    def connect(self) -> sqlite3.Connection:
+    def connect(self) -> _Link:
         if not self.path.parent.is_dir():
             msg = f"the folder {self.path.parent} does not exist; make it, or set another path"
             raise sqlite3.OperationalError(msg)
@@ -349,7 +350,8 @@ class _Opening(NamedTuple):
             raise sqlite3.OperationalError(msg)
         seconds = self.busy_timeout.total_seconds()
         uri = f"file:{quote(str(self.path))}?mode={self.mode}"
-        link = sqlite3.connect(uri, uri=True, timeout=seconds, isolation_level=None, cached_statements=64)
+        link = sqlite3.connect(uri, uri=True, timeout=seconds, isolation_level=None, cached_statements=64, factory=_Link)
+        link.seen = _Seen()
         try:
             link.execute("PRAGMA page_size = 8192")
             _retry_while_locked(lambda: link.execute("PRAGMA journal_mode = WAL"), seconds)
@@ -360,6 +362,39 @@ class _Opening(NamedTuple):
             link.close()  # which rolls back
             raise
         return link
+
+
+class _Seen(dict[int, StoredEntry]):
+    """Entries that were read before, by their row, as far as they have room; the first that came goes first.
+
+    An entry never changes, and whether it is there and visible the file says each time: what was read once need only be found to be
+    there still, by its id and its epoch. To read a whole row and make its objects takes several times as long.
+    """
+
+    room = 4 * 2**20
+
+    def add(self, identifier: int, stored: StoredEntry) -> StoredEntry:
+        self.forget(identifier)
+        self[identifier] = stored
+        self.room -= _weight(stored)
+        while self.room < 0:
+            self.forget(next(iter(self)))
+        return stored
+
+    def forget(self, identifier: int) -> None:
+        stored = self.pop(identifier, None)
+        if stored is not None:
+            self.room += _weight(stored)
+
+
+def _weight(stored: StoredEntry) -> int:
+    return len(stored.entry.body) + 1000  # bytes that its names and objects take, and a little more
+
+
+class _Link(sqlite3.Connection):
+    """A connection, and what was read through it."""
+
+    seen: _Seen
 
 
 _Result = tuple[Any, Exception | None]
@@ -483,7 +518,7 @@ class _Asked(NamedTuple):
     lease: Lease | None
 
 
-def _load(link: sqlite3.Connection, key: SessionKey, asked: _Asked) -> Log:
+def _load(link: _Link, key: SessionKey, asked: _Asked) -> Log:
     lease = asked.lease
     now = time.time()
     row = _Row(link, key)
@@ -506,11 +541,20 @@ def _load(link: sqlite3.Connection, key: SessionKey, asked: _Asked) -> Log:
     return Log(row.head, entries, pinned, holder, found, deleted_at=deleted_at, ended=ended)
 
 
-def _newest_first(link: sqlite3.Connection, row: _Row, before: int) -> Iterator[StoredEntry]:
+def _newest_first(link: _Link, row: _Row, before: int) -> Iterator[StoredEntry]:
     """Read lazily: the caller stops when it has enough."""
-    epoch = row.head.epoch
-    for columns in link.execute(_SELECT_NEWEST, (row.position(row.head.start), row.position(max(before, 0)))):
-        yield _stored(epoch, columns)
+    epoch, seen = row.head.epoch, link.seen
+    last = row.position(max(before, 0))
+    between = (row.position(row.head.start), last)
+    if last - 1 not in seen and last - 2 not in seen:
+        for columns in link.execute(_SELECT_NEWEST, between):
+            yield seen.add(columns[0], _stored(epoch, columns))
+        return
+    for identifier, entry in link.execute(_SELECT_NAMES, between):
+        stored = seen.get(identifier)
+        if stored is None or stored.entry.id != entry or stored.entry.epoch != epoch:
+            stored = seen.add(identifier, _stored(epoch, link.execute(_SELECT_ENTRY, (identifier,)).fetchone()))
+        yield stored
 
 
 def _pinned(link: sqlite3.Connection, row: _Row, before: int) -> Iterator[StoredEntry]:
@@ -733,7 +777,7 @@ def _listed(row: tuple[Any, ...], now: float) -> Listed:
     return Listed(key, turns, _time(created), _time(updated), revision, expired=expires is not None and now >= expires)
 
 
-def _delete(link: sqlite3.Connection, key: SessionKey, at: Head | None) -> bool:
+def _delete(link: _Link, key: SessionKey, at: Head | None) -> bool:
     now = time.time()
     _forget(link, now)
     row = _Row(link, key)
@@ -746,6 +790,8 @@ def _delete(link: sqlite3.Connection, key: SessionKey, at: Head | None) -> bool:
     if row.head.epoch:
         ended[row.head.epoch] = now
     link.execute("DELETE FROM entry WHERE id > ? AND id <= ?", (row.position(0), row.position(row.head.n)))
+    for n in range(1, row.head.n + 1):
+        link.seen.forget(row.position(n))
     link.execute(
         "UPDATE conversation SET epoch = '', n = 0, entry = '', turns = 0, start = 0, pinned = '', expires = NULL,"
         " token = '', until = 0, mark = ?, ended = ?, deleted = ? WHERE id = ?",

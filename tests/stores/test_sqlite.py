@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from convmem import Message, SessionKey, SQLiteStore, StoreUnavailable, open_conversation
-from convmem.stores.base import Entry, Head, Lease, Outcome
-from convmem.stores.sqlite import _LEASE, _READ, _STORE
+from convmem.stores.base import Entry, Head, Kind, Lease, Outcome
+from convmem.stores.sqlite import _BARE, _LEASE, _READ, _STORE
 
 ROOT = Path(__file__).parents[2]
 KEY = SessionKey.for_user("everybody", "shared")
@@ -274,3 +275,50 @@ async def test_a_file_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) 
         assert [item.key for item in (await store.list(None)).items] == [SessionKey.for_user("1")]
     with closing(sqlite3.connect(path)) as link:
         assert link.execute("PRAGMA user_version").fetchone() == (2,)
+
+
+@pytest.mark.asyncio
+async def test_a_window_that_was_read_before_is_what_the_file_says_now(tmp_path: Path) -> None:
+    """A process that remembers entries sees at once what another hides, deletes, or puts in their place."""
+    path = tmp_path / "convmem.db"
+
+    def entry(n: int, epoch: str, **fields: Any) -> Entry:
+        return Entry(f"e{n}", f"t{n}", "token", epoch, f'["{epoch}"]'.encode(), turns=n, **fields)
+
+    async with SQLiteStore(path) as ours, SQLiteStore(path) as theirs:
+
+        async def seen(**asked: Any) -> list[tuple[int, bytes]]:
+            return [(each.n, each.entry.body) for each in (await ours.load(KEY, **asked)).entries]
+
+        head = Head()
+        for n in (1, 2, 3, 4):
+            head = (await theirs.append(KEY, head, entry(n, "first"))).head
+            assert await seen() == [(m, b'["first"]') for m in range(1, n + 1)]
+        head = (await theirs.append(KEY, head, Entry("hide", "hide", "token", "first", kind=Kind.EDIT, hides=(2,), turns=3))).head
+        assert [n for n, _ in await seen()] == [1, 3, 4]
+        assert [n for n, _ in await seen(before=4, turns=1)] == [3]
+        await theirs.delete(KEY)
+        assert await seen() == []
+        head = Head(id=(await theirs.load(KEY)).head.id)
+        for n in (1, 2, 3):
+            head = (await theirs.append(KEY, head, entry(n, "second"))).head
+        assert await seen() == [(n, b'["second"]') for n in (1, 2, 3)]
+        with closing(sqlite3.connect(path)) as link, link:  # as a restored copy may have it
+            link.execute("UPDATE entry SET entry = 'another', body = x'5b5d' WHERE entry = 'e2'")
+        assert await seen() == [(1, b'["second"]'), (2, b"[]"), (3, b'["second"]')]
+
+
+@pytest.mark.asyncio
+async def test_what_a_process_remembers_of_its_conversations_is_bounded_and_goes_with_a_delete(tmp_path: Path) -> None:
+    """A worker that has served ten thousand conversations is not larger than one that has served a hundred."""
+    async with SQLiteStore(tmp_path / "convmem.db") as store:
+        for number in range(40):
+            entry = Entry("e", "t", "token", "epoch", b"[" + b" " * 500_000 + b"]", turns=1)
+            await store.append(SessionKey.for_user(number), Head(), entry)
+            for _ in range(2):
+                assert (await store.load(SessionKey.for_user(number), lease=Lease("token", timedelta(seconds=9)))).entries[0].entry == entry
+        remembered = await store._run("check", _BARE, lambda link: [len(stored.entry.body) for stored in link.seen.values()])
+        assert 1 <= len(remembered) <= 8
+        for number in range(40):
+            await store.delete(SessionKey.for_user(number))
+        assert await store._run("check", _BARE, lambda link: (len(link.seen), link.seen.room)) == (0, 4 * 2**20)
