@@ -194,22 +194,52 @@ async def test_a_commit_that_fails_acknowledges_nobody(path: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_commit_that_is_refused_leaves_the_connection_usable(path: Path) -> None:
+    """SQLite rolls back by itself after some errors and not after others: the next call finds no transaction open."""
+
+    def refuse(action: int, argument: str | None, *_: object) -> int:
+        return sqlite3.SQLITE_DENY if (action, argument) == (sqlite3.SQLITE_TRANSACTION, "COMMIT") else sqlite3.SQLITE_OK
+
+    async with SQLiteStore(path) as store:
+        await first_turn(store, 0)
+        await store._run("check", _BARE, lambda link: link.set_authorizer(refuse))
+        answers = await together(store, *[partial(first_turn, store, number) for number in (1, 2)])
+        assert [type(answer) for answer in answers] == [StoreUnavailable] * 2
+        await store._run("check", _BARE, lambda link: link.set_authorizer(None))
+        assert (await first_turn(store, 3)).outcome is Outcome.STORED
+    assert await stored(path, range(4)) == {0, 3}
+
+
+@pytest.mark.asyncio
 async def test_a_group_waits_for_a_lock_once(path: Path) -> None:
-    """Thirty callers behind another process's lock wait together, not one after the other; who only reads does not wait at all."""
+    """Thirty callers behind another process's lock wait together, not one after the other."""
     async with SQLiteStore(path, busy_timeout=timedelta(seconds=0.3)) as store:
         await first_turn(store, 0)
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             began = time.monotonic()
-            waiting = asyncio.gather(*(first_turn(store, number) for number in range(1, CALLERS)), return_exceptions=True)
-            await asyncio.sleep(0.01)
-            assert len((await store.load(key(0))).entries) == 1
-            assert not waiting.done()
-            answers = await waiting
+            calls = (first_turn(store, number) for number in range(1, CALLERS))
+            answers = await asyncio.gather(*calls, return_exceptions=True)
             assert time.monotonic() - began < CALLERS * 0.3 / 3
         assert {type(answer) for answer in answers} == {StoreUnavailable}
         assert "locked" in str(answers[0])
     assert await stored(path, range(CALLERS)) == {0}
+
+
+@pytest.mark.asyncio
+async def test_who_only_reads_waits_for_no_writer(path: Path) -> None:
+    """While another process holds the lock a history can still be shown; writers go on when it lets go."""
+    async with SQLiteStore(path, busy_timeout=timedelta(seconds=60)) as store:
+        await first_turn(store, 0)
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            waiting = asyncio.create_task(first_turn(store, 1))
+            async with asyncio.timeout(30):
+                assert len((await store.load(key(0))).entries) == 1
+                assert len((await store.list("user:0")).items) == 1
+            assert not waiting.done()
+            other.execute("ROLLBACK")
+            assert (await waiting).outcome is Outcome.STORED
 
 
 @pytest.mark.asyncio
@@ -310,9 +340,9 @@ ENDLESS = """
             print(number, head.n, flush=True)
 
     async def main():
-        store = SQLiteStore(sys.argv[1])
         await asyncio.gather(*(talk(store, number) for number in range(32)))
 
+    store = SQLiteStore(sys.argv[1])
     asyncio.run(main())
 """
 
