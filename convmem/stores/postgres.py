@@ -57,6 +57,8 @@ _POSITION = attrgetter("n")
 _LOAD, _NEXT, _FIRST = Statement("load", "load"), Statement("append", "follow", ("next",)), Statement("append", "follow", ("first",))
 ENTRIES_A_MESSAGE = 2
 """So many entries for each message asked for are looked at to find where a window begins; more are when that was not enough."""
+MOST_SHARED_BYTES = 2**16
+"""An entry with a larger body has a statement for itself: nobody waits for the bytes of others."""
 ADDRESSES_A_PAGE = 20
 """So many addresses for each conversation asked for are looked at by one page of a walk over all owners."""
 ADDRESSES_A_SWEEP = 500
@@ -149,7 +151,8 @@ class PostgresStore(Store):
                 asked = (*window, turn, messages, looked_at, before)
                 rows = await self._database.run("load", "load", asked, "one", "more", *parts)
             else:
-                rows = await self._database.share(_LOAD, window) or await self._database.run("load", "load", window, "one")
+                together = turns is not None and await self._database.share(_LOAD, window)
+                rows = together or await self._database.run("load", "load", window, "one")
             seen = _Seen(rows, parts)
             if seen.is_answer(token):
                 break
@@ -173,7 +176,7 @@ class PostgresStore(Store):
             *(entry.id, entry.turn, entry.token, entry.epoch, entry.kind.value, entry.closing, entry.count, entry.turns, entry.start),
         )
         behind = (entry.format, entry.key_id, entry.body, ttl, release)
-        if not entry.hides:
+        if not entry.hides and len(entry.body) <= MOST_SHARED_BYTES:
             pinned = f"{{{','.join(map(str, entry.pinned))}}}" if entry.pinned else None
             if await self._database.share(_NEXT if after.epoch else _FIRST, (*before, pinned, None, *behind)):
                 return Appended(Outcome.STORED, entry.head_at(after.n + 1))

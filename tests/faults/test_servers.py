@@ -176,6 +176,7 @@ async def test_a_link_that_breaks_while_the_model_answers_costs_no_turn(deployme
 async def test_a_slow_link_only_costs_time(deployment, tmp_path):
     """0.1 s in each direction: two round trips for a turn in one piece, and not one more."""
     async with one_client(deployment, tmp_path / "history") as (pod, clients):
+        assert await take(pod, clients) == ""  # a statement is prepared when it is first needed
         deployment.proxy.delay = 0.1
         began, trips = time.monotonic(), deployment.proxy.round_trips
         assert await take(pod, clients) == ""

@@ -271,6 +271,48 @@ async def test_no_verb_reads_a_table_from_end_to_end(postgres_wheel: PostgresWhe
 
 
 @pytest.mark.asyncio
+async def test_a_worker_that_began_on_empty_tables_reads_no_table_from_end_to_end(postgres_server: PostgresServer) -> None:
+    """A plan is made once on a connection, when reading all of a small table is the quickest; the table does not stay small."""
+    url = postgres_server.database()
+    async with PostgresStore.at(url) as store:
+        await Writer(store).append()
+    link = await asyncpg.connect(url)
+    await link.execute("ANALYZE")
+    scans = "SELECT sum(seq_scan) FROM pg_stat_user_tables WHERE relname IN ('convmem_conversation', 'convmem_entry', 'convmem_lease')"
+    before = await link.fetchval(scans)
+    async with PostgresStore.at(url) as store:
+        writers = [Writer(store) for _ in range(20)]
+        for _ in range(3):
+            await asyncio.gather(*(writer.load(turns=3, term=LONG) for writer in writers))
+            await asyncio.gather(*(writer.append(release=True) for writer in writers))
+    until = time.monotonic() + 5
+    while await link.fetchval("SELECT n_tup_ins FROM pg_stat_user_tables WHERE relname = 'convmem_entry'") < 61:
+        assert time.monotonic() < until
+        await asyncio.sleep(0.1)  # a connection hands in its counts when it ends
+        await link.execute("SELECT pg_stat_clear_snapshot()")
+    assert await link.fetchval(scans) == before
+    await link.close()
+
+
+@pytest.mark.asyncio
+async def test_a_table_that_is_changed_under_a_worker_costs_it_nothing_but_a_trip(postgres_server: PostgresServer) -> None:
+    """A prepared statement whose result would change is refused by the server; the connection and the turn go on."""
+    url = postgres_server.database()
+    async with PostgresStore.at(url) as store:
+        writer = Writer(store)
+        await writer.append()
+        await writer.load(turns=1)
+        link = await asyncpg.connect(url)
+        await link.execute("ALTER TABLE convmem.convmem_entry ALTER COLUMN turns TYPE bigint")
+        await link.close()
+        backends = await pids(url)
+        for _ in range(2):
+            assert (await store.load(writer.key, turns=1)).head == writer.head
+            await writer.append()
+        assert await pids(url) == backends
+
+
+@pytest.mark.asyncio
 async def test_an_owner_with_ten_thousand_conversations_is_paged_by_day(postgres_server: PostgresServer) -> None:
     """Only the conversations of the day where a page ends are sorted; an index on the time itself would be written by every append."""
     url = postgres_server.database()

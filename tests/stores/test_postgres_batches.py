@@ -13,7 +13,7 @@ from convmem.exceptions import StoreUnavailable
 from convmem.identifiers import new_id
 from convmem.stores.base import Head, Lease, Outcome
 from convmem.stores.postgres import PostgresStore
-from convmem.testing.writer import LONG, Writer, fresh_key
+from convmem.testing.writer import LONG, PAST_SHORT, SHORT, Writer, fresh_key
 from tests.faults.proxy import Proxy
 from tests.servers.processes import HOST
 from tests.stores.test_postgres import port_of, through
@@ -27,7 +27,7 @@ async def seized(store: PostgresStore, count: int = MANY) -> list[Writer]:
     """Return writers that hold a conversation with one turn each."""
     writers = [Writer(store) for _ in range(count)]
     await asyncio.gather(*(writer.append() for writer in writers))
-    logs = await asyncio.gather(*(writer.seize() for writer in writers))
+    logs = await asyncio.gather(*(writer.load(turns=1, term=LONG) for writer in writers))
     assert [log.head for log in logs] == [writer.head for writer in writers]
     return writers
 
@@ -40,12 +40,12 @@ async def test_calls_that_wait_go_to_the_server_together(postgres_url: str) -> N
             writers = await seized(store)
             await asyncio.gather(*(writer.append(release=True) for writer in writers))
         trips = proxy.round_trips
-        await asyncio.gather(*(writer.seize() for writer in writers))
+        await asyncio.gather(*(writer.load(turns=1, term=LONG) for writer in writers))
         await asyncio.gather(*(writer.append(release=True) for writer in writers))
         assert proxy.round_trips - trips <= 2 * MANY // 3
         trips = proxy.round_trips
         for writer in writers[:4]:
-            await writer.seize()
+            await writer.load(turns=1, term=LONG)
             await writer.append(release=True)
         assert proxy.round_trips - trips == 4 * 2, "who is alone waits for nobody, and pays nothing"
 
@@ -102,6 +102,35 @@ async def test_each_append_of_many_has_its_own_outcome(postgres_url: str) -> Non
             assert ((await store.load(writer.key)).holder.token == "") is free
 
 
+async def test_an_append_under_a_lease_hides_and_removes_what_one_without_does(postgres_url: str) -> None:
+    """The short statement that most appends are leaves to the long one what it does not do: nothing is forgotten on the way."""
+    async with PostgresStore.at(postgres_url) as store:
+        writer = Writer(store)
+        await writer.seize()
+        await writer.append(writer.entry(turn="first try", closing=False))
+        later = await writer.append(writer.entry(turn="first try", adds=0), release=True)
+        assert [each.n for each in (await store.load(writer.key, turns=1)).entries] == [1, 2]
+        assert (await store.load(writer.key, turns=1)).head.id == later.id
+        writer.token = "second try"
+        await writer.seize()
+        again = await writer.append(writer.entry(turn="first try", adds=0), release=True)
+        assert await writer.visible() == (again.id,)
+        await writer.seize()
+        await writer.append(writer.entry(), ttl=SHORT, release=True)
+        await asyncio.sleep(PAST_SHORT)
+        await writer.seize()
+        alone = await writer.append(writer.entry(), release=True)
+        assert await writer.visible() == (alone.id,)
+        link = await asyncpg.connect(postgres_url)
+        left = await link.fetch(
+            "SELECT e.entry FROM convmem.convmem_entry AS e JOIN convmem.convmem_conversation AS c ON c.id = e.conversation"
+            " WHERE c.owner = $1 AND e.n < $2",
+            *(writer.key.path[1], writer.head.start),
+        )
+        await link.close()
+        assert left == [], "what expired goes with the first append after it"
+
+
 async def test_two_calls_to_one_conversation_are_not_one_statement(postgres_url: str) -> None:
     """One statement can change a row once: of two appends behind one head one is stored, wherever they wait."""
     async with PostgresStore.at(postgres_url) as store:
@@ -122,14 +151,15 @@ async def test_a_row_that_somebody_has_locked_holds_up_nobody_else(postgres_url:
         transaction = link.transaction()
         await transaction.start()
         await link.execute("SELECT FROM convmem.convmem_lease WHERE token = $1 FOR UPDATE", blocked.token)
-        stuck = asyncio.create_task(blocked.append(release=True))
-        await asyncio.gather(*(writer.append(release=True) for writer in (*writers[:4], *others)))
-        again = asyncio.create_task(store.load(blocked.key, lease=Lease(blocked.token, LONG)))
-        await asyncio.gather(*(writer.seize() for writer in (*writers[:4], *others)))
+        first = [asyncio.create_task(writer.append(release=True)) for writer in writers[:4]]
+        stuck = asyncio.create_task(blocked.append(release=True))  # waits with the others, and is sent with them
+        await asyncio.wait_for(asyncio.gather(*first, *(writer.append(release=True) for writer in others)), 3)
+        again = [asyncio.create_task(store.load(blocked.key, turns=1, lease=Lease(blocked.token, LONG))) for _ in range(2)]
+        await asyncio.wait_for(asyncio.gather(*(writer.load(turns=1, term=LONG) for writer in (*writers[:4], *others))), 3)
         assert not stuck.done()
-        assert not again.done()
+        assert not any(task.done() for task in again)
         await transaction.commit()
-        await asyncio.gather(stuck, again)
+        await asyncio.gather(stuck, *again)
     await link.close()
 
 
