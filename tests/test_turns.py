@@ -1,11 +1,12 @@
 """The life of a turn: it ends once, whatever happens, and every end gives the lease back."""
 
 import asyncio
+import random
 from datetime import timedelta
 
 import pytest
 
-from convmem import ConversationBusy, ConversationConflict, Message, StoreUnavailable, TurnClosed
+from convmem import ConversationBusy, ConversationConflict, Message, SessionKey, StoreUnavailable, TurnClosed, open_store
 from convmem.stores.base import Lease
 from convmem.turns import Ledger, Rules, Turn
 from tests import asgi_client
@@ -211,3 +212,81 @@ async def test_the_pinned_positions_follow_the_system_messages(world, ledger):
         await (await begun(ledger, None, str(i))).close()
     log = await world.inner.load(ADA, turns=1)
     assert [stored.n for stored in log.pinned] == [1]
+
+
+@pytest.mark.parametrize("saved", [0, 1])
+async def test_a_turn_cancelled_at_any_moment_of_its_end_is_stored_once_and_whole(world, ledger, saved):
+    """What was cancelled is done again, with the same entry: the store knows it, whether or not it had stored it before."""
+    world.store.delay = timedelta(milliseconds=2)
+    for moment in range(12):
+        turn = await begun(ledger, None, "hi")
+        if saved:
+            await turn.save()
+        ending = asyncio.create_task(turn.close())
+        await asyncio.sleep(moment / 2000)
+        ending.cancel()
+        await asyncio.gather(ending, return_exceptions=True)
+        await ledger.drain(5)
+        assert turn.ended
+        log = await world.log()
+        own = [stored.entry for stored in log.entries if stored.entry.turn == turn.id]
+        assert (len(own), own[-1].closing, sum(entry.count for entry in own)) == (1 + saved, True, 1)
+        assert log.holder.token == ""
+
+
+async def test_the_next_turn_here_waits_until_a_cancelled_one_is_stored(world, ledger):
+    """It takes its place in the queue, and need not poll the store for a lease of its own process."""
+    turn = await begun(ledger, None, "hi")
+    world.store.delay = timedelta(milliseconds=400)
+    ending = asyncio.create_task(turn.close())
+    await asyncio.sleep(0.01)
+    ending.cancel()
+    world.store.calls.clear()
+    following = await begun(ledger, None, "ho")
+    assert world.store.calls == ["append", "load"]
+    assert turn.ended
+    await following.close()
+
+
+async def test_a_save_that_was_cancelled_is_stored_once_and_the_turn_goes_on(world, ledger):
+    """A handler may give up waiting for it; what it appended is under way."""
+    turn = await begun(ledger, None, "hi")
+    world.store.delay = timedelta(milliseconds=20)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(turn.save(), 0.01)
+    turn.stage([Message.assistant("ho")])
+    await turn.close()
+    assert await world.texts() == ["user: hi", "assistant: ho"]
+    assert await world.states() == ["complete"]
+
+
+@pytest.mark.all_only
+@pytest.mark.parametrize("name", ["valkey_server", "postgres_url"])
+async def test_turns_that_are_cancelled_at_their_end_are_stored_once_on_a_server(request, name):
+    """A driver sees its call cancelled, and another one of the same entry; 320 turns of eight conversations at once."""
+    server = request.getfixturevalue(name)
+    store = open_store(getattr(server, "url", server))
+    ledger, chance = Ledger(store, Rules()), random.Random(7)
+
+    async def talk(key: SessionKey) -> None:
+        turns = []
+        for _ in range(40):
+            turn = Turn(ledger, key)
+            await turn.begin()
+            turn.stage([Message.user("hi")])
+            if chance.random() < 0.3:
+                await turn.save()
+            ending = asyncio.create_task(turn.close())
+            await asyncio.sleep(chance.choice([0, chance.random() / 1000, chance.random() / 250]))
+            ending.cancel()
+            await asyncio.gather(ending, return_exceptions=True)
+            assert await turn.over(timedelta(seconds=20))
+            turns.append(turn.id)
+        log = await store.load(key)
+        assert [(turn.id, turn.state) for turn in log.turns] == [(name, "complete") for name in turns]
+        assert sum(stored.entry.count for stored in log.entries) == 40
+        assert log.holder.token == ""
+
+    async with store:
+        await asyncio.gather(*(talk(SessionKey.for_user(f"cancelled {number}")) for number in range(8)))
+        await ledger.drain(5)

@@ -19,9 +19,14 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import groupby
 from math import isfinite
+<<<<<<< HEAD
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
+=======
+from typing import ClassVar, Literal, Self
+>>>>>>> main
 
 from convmem.keys import SessionKey
+from convmem.records import record
 
 ENTRY_FORMAT = 1
 NO_PAGE_CURSOR = "after is not a cursor of a page of conversations."
@@ -48,7 +53,7 @@ class Outcome(StrEnum):
     GONE = "gone"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Head:
     """Where a log ends. `Head()` is that of a conversation nobody has ever written.
 
@@ -87,7 +92,7 @@ class Head:
         return cls(epoch="" if epoch == "-" else epoch, n=int(n), id="" if entry == "-" else entry)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Entry:
     """One atomic batch of messages, as the caller hands it to `Store.append`. It carries the head it becomes.
 
@@ -149,23 +154,19 @@ class Entry:
         format: int = ENTRY_FORMAT,  # noqa: A002
         key_id: str = "",
     ) -> Entry:
-        """Return an entry as a store has kept it: checked when it was stored, and not again.
-
-        A frozen object is filled field by field by `object.__setattr__`, and then checked; over a window of entries that takes longer
-        than everything else a load does in Python. So it is filled as an object of the same slots that is not frozen yet.
-        """
-        entry = _Unfrozen()
-        entry.id, entry.turn, entry.token, entry.epoch, entry.body, entry.count = id, turn, token, epoch, body, count
-        entry.kind, entry.closing, entry.turns, entry.start, entry.pinned, entry.hides = kind, closing, turns, start, pinned, hides
-        entry.format, entry.key_id = format, key_id
-        entry.__class__ = cls  # type: ignore[assignment]  # CPython and PyPy allow it where the slots are the same
-        return entry  # type: ignore[return-value]
+        """Return an entry as a store has kept it: checked when it was stored, and not again."""
+        entry = cls.__new__(cls)
+        entry.id, entry.turn, entry.token, entry.epoch, entry.body, entry.count = id, turn, token, epoch, body, count  # type: ignore[misc]
+        entry.kind, entry.closing, entry.turns, entry.start, entry.pinned = kind, closing, turns, start, pinned  # type: ignore[misc]
+        entry.hides, entry.format, entry.key_id = hides, format, key_id  # type: ignore[misc]
+        return entry
 
     def head_at(self, n: int) -> Head:
         """Return the head this entry is, once it stands at position n."""
         return Head(self.epoch, n, self.id, self.turns, self.start, self.pinned)
 
 
+<<<<<<< HEAD
 class _Unfrozen:
     """An `Entry` that is being filled."""
 
@@ -177,6 +178,10 @@ class _Unfrozen:
 
 
 class StoredEntry(NamedTuple):
+=======
+@record
+class StoredEntry:
+>>>>>>> main
     """An entry where it stands.
 
     Attributes:
@@ -189,7 +194,7 @@ class StoredEntry(NamedTuple):
     stored_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Lease:
     """The wish to hold a conversation: a random token, and how long it is held when nobody renews it."""
 
@@ -197,7 +202,7 @@ class Lease:
     term: timedelta
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Holder:
     """Who holds a conversation at the moment of a load, by the store's clock.
 
@@ -212,7 +217,7 @@ class Holder:
     remaining: timedelta = timedelta()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Lookup:
     """What became of a turn, looked up in the whole life of the conversation, before resets and behind edits too.
 
@@ -228,7 +233,7 @@ class Lookup:
     visible: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LoadedTurn:
     """The visible entries of one turn.
 
@@ -241,7 +246,7 @@ class LoadedTurn:
     state: Literal["running", "interrupted", "complete"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Log:
     """What a load returns: one consistent view.
 
@@ -273,7 +278,9 @@ class Log:
         names = [stored.entry.turn for stored in entries]
         for place, name in enumerate(names, 1):
             if place == len(names) or names[place] != name:
-                turns.append(self._turn(entries[place - 1].entry, entries[first:place]))
+                last = entries[place - 1].entry
+                going_on: Literal["running", "interrupted"] = "running" if last.token == self.holder.token else "interrupted"
+                turns.append(LoadedTurn(name, entries[first:place], "complete" if last.closing else going_on))
                 first = place
         return tuple(turns)
 
@@ -282,13 +289,8 @@ class Log:
         """How many turns the entries are."""
         return sum(1 for _ in groupby([stored.entry.turn for stored in self.entries]))
 
-    def _turn(self, last: Entry, entries: tuple[StoredEntry, ...]) -> LoadedTurn:
-        if last.closing:
-            return LoadedTurn(last.turn, entries, "complete")
-        return LoadedTurn(last.turn, entries, "running" if last.token == self.holder.token else "interrupted")
 
-
-@dataclass(frozen=True, slots=True)
+@record
 class Appended:
     """How an append ended.
 

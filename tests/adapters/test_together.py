@@ -28,7 +28,7 @@ from convmem import (
     from_callable,
     open_conversation,
 )
-from convmem_langchain import MemoryMiddleware, from_langchain, to_langchain
+from convmem_langchain import ConversationSaver, MemoryMiddleware, current_thread, from_langchain, to_langchain
 from convmem_llamaindex import from_llamaindex, memory_for, to_llamaindex
 from convmem_openai_agents import ConversationSession, from_items, to_items
 
@@ -130,14 +130,25 @@ class LangChain:
         answer = AIMessage(f"A cat: {name}.", response_metadata={"model_name": "a model", "tokens": [1, None]})
         image = {"type": "image", "base64": b64encode(picture(name)).decode(), "mime_type": "image/png"}
         question = HumanMessage([{"type": "text", "text": f"What is {name}?"}, image], id=f"question-{name}")
-        agent: Any = create_agent(Model(messages=iter([call, answer])), [look], middleware=[MemoryMiddleware()])
-        result = await agent.ainvoke({"messages": [question]})
+        result = await self.run(Model(messages=iter([call, answer])), {"messages": [question]})
         self.wrote.append([question, *result["messages"][-3:]])
         return str(result["messages"][-1].text)
+
+    async def run(self, model: GenericFakeChatModel, question: Any) -> Any:
+        agent: Any = create_agent(model, [look], middleware=[MemoryMiddleware()])
+        return await agent.ainvoke(question)
 
     def saw(self) -> list[Said]:
         """Return what the model was sent, the last time."""
         return [in_langchain(message) for message in self.seen[-1]]
+
+
+class LangGraph(LangChain):
+    """An app's route with a graph that has the conversation for its checkpointer."""
+
+    async def run(self, model: GenericFakeChatModel, question: Any) -> Any:
+        agent: Any = create_agent(model, [look], checkpointer=ConversationSaver())
+        return await agent.ainvoke(question, current_thread())
 
 
 class LlamaIndex:
@@ -198,13 +209,14 @@ class App:
     def __init__(self, store) -> None:
         """Make the app."""
         self.store = store
-        self.langchain, self.llamaindex, self.openai_agents = LangChain(), LlamaIndex(), OpenAIAgents()
+        self.langchain, self.llamaindex, self.openai_agents, self.langgraph = LangChain(), LlamaIndex(), OpenAIAgents(), LangGraph()
         app = FastAPI()
         settings = Settings({}, secret_key="a secret key of thirty-two bytes")
         app.add_middleware(ConversationMiddleware, store=store, settings=settings, resolvers=[from_callable(lambda scope: "ada")])
         app.post("/langchain")(self.langchain.chat)
         app.post("/llamaindex")(self.llamaindex.chat)
         app.post("/openai_agents")(self.openai_agents.chat)
+        app.post("/langgraph")(self.langgraph.chat)
         app.post("/both")(self.both)
         self.http = TestClient(app)
 
@@ -323,23 +335,23 @@ def test_a_message_passed_through_the_other_framework_still_says_the_same(app):
     assert [in_llamaindex(to_llamaindex(from_langchain(to_langchain(message)))) for message in messages] == everything
 
 
-@pytest.mark.parametrize("first", [0, 1, 2])
+@pytest.mark.parametrize("first", [0, 1, 2, 3])
 def test_a_conversation_goes_through_all_frameworks_and_back(first, app):
     """Whoever begins: each model is sent all that was said, its own messages come back equal, and nothing is stored twice."""
-    routes = ["langchain", "llamaindex", "openai_agents"]
+    routes = ["langchain", "llamaindex", "openai_agents", "langgraph"]
     routes = [*routes[first:], *routes[:first], routes[first]]
-    for route, name in zip(routes, "abcd", strict=True):
+    for route, name in zip(routes, "abcde", strict=True):
         app.ask(route, name)
-        everything = [said for earlier in "abcd"[: "abcd".index(name) + 1] for said in turn(earlier)]
+        everything = [said for earlier in "abcde"[: "abcde".index(name) + 1] for said in turn(earlier)]
         assert getattr(app, route).saw() == everything[:-1]
     messages, turns = app.stored()
-    assert turns == 4
-    assert [in_llamaindex(to_llamaindex(message)) for message in messages] == [said for name in "abcd" for said in turn(name)]
+    assert turns == 5
+    assert [in_llamaindex(to_llamaindex(message)) for message in messages] == [said for name in "abcde" for said in turn(name)]
     mine = [i for i, route in enumerate(routes) if route == "openai_agents"]
     assert [to_items(messages[i * 4 : i * 4 + 4]) for i in mine] == app.openai_agents.wrote
     for seen in app.openai_agents.seen:
         assert_a_model_takes(in_openai_agents(seen))
-    assert in_openai_agents(to_items(from_langchain(to_langchain(messages)))) == [said for name in "abcd" for said in turn(name)]
+    assert in_openai_agents(to_items(from_langchain(to_langchain(messages)))) == [said for name in "abcde" for said in turn(name)]
     assert [in_langchain(to_langchain(message)) for message in from_items(to_items(messages))] == [
-        said for name in "abcd" for said in turn(name)
+        said for name in "abcde" for said in turn(name)
     ]
