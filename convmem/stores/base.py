@@ -19,11 +19,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import groupby
 from math import isfinite
-<<<<<<< HEAD
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
-=======
 from typing import ClassVar, Literal, Self
->>>>>>> main
 
 from convmem.keys import SessionKey
 from convmem.records import record
@@ -166,22 +162,8 @@ class Entry:
         return Head(self.epoch, n, self.id, self.turns, self.start, self.pinned)
 
 
-<<<<<<< HEAD
-class _Unfrozen:
-    """An `Entry` that is being filled."""
-
-    __slots__ = Entry.__slots__
-
-    if TYPE_CHECKING:
-
-        def __setattr__(self, name: str, value: object, /) -> None: ...
-
-
-class StoredEntry(NamedTuple):
-=======
 @record
 class StoredEntry:
->>>>>>> main
     """An entry where it stands.
 
     Attributes:
