@@ -365,6 +365,7 @@ async def test_a_worker_that_is_killed_between_groups_loses_no_acknowledged_turn
                 told[number] = n
                 if count == 500:
                     os.kill(process.pid, signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
         assert sum(told.values()) >= 500
         async with SQLiteStore(folder) as store:
             for number, n in told.items():
