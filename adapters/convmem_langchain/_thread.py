@@ -282,7 +282,7 @@ class Thread:
         hidden: list[str] = []
         new: list[Message] = []
         asks = False
-        listed = values.get(self._channel) if self._channel in checkpoint["channel_versions"] else []
+        listed: Any = values.get(self._channel) if self._channel in checkpoint["channel_versions"] else []
         if not ns and _is_list_of_messages(listed):
             earlier = self._list_of(before)
             given = self._given(before, earlier, where.get(READ), parent)

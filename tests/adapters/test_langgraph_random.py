@@ -50,7 +50,7 @@ steps = strategies.one_of(
 )
 
 
-async def walk(saver, taken, within):
+async def walk(saver, taken, within):  # noqa: C901 - one case for each step
     """Return what a thread has to show after each of these steps."""
     graph = graph_with(saver)
     seen = []
@@ -84,7 +84,7 @@ async def walk(saver, taken, within):
                         await graph.aupdate_state(THREAD, {"messages": [SystemMessage(f"summary {i}"), *kept]}, as_node="end")
                     case "change there" if there:
                         await graph.aupdate_state(there.config, {"messages": [AIMessage(f"instead {i}")], "notes": [i]}, as_node="end")
-            except Exception as error:  # what is an error there must be one here
+            except Exception as error:  # noqa: BLE001 - what is an error there must be one here
                 seen.append(type(error).__name__)
         async with within():
             seen.append(
