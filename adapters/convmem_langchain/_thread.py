@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, takewhile
+from math import inf
 from typing import Any
 from uuid import uuid4
 
@@ -58,7 +59,7 @@ class _Saved:
     """A checkpoint where it stands.
 
     Attributes:
-        place: Which of the checkpoints in the log it is.
+        place: Where in the log it stands.
         present: Whether it was put in the present turn.
     """
 
@@ -120,17 +121,17 @@ class Thread:
         self._saved: dict[tuple[str, str], _Saved] = {}
         self._newest: dict[str, _Saved] = {}
         self._writes: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-        for turn in said.turns:
-            for item in turn:
-                if isinstance(item, Note) and item.kind == KIND:
-                    self._find(item.data, present=turn is said.turns[-1])
+        placed = enumerate((item, turn is said.turns[-1]) for turn in said.turns for item in turn)
+        for place, (item, present) in placed:
+            if isinstance(item, Note) and item.kind == KIND:
+                self._find(item.data, place, present=present)
 
-    def _find(self, data: dict[str, Any], *, present: bool) -> None:
+    def _find(self, data: dict[str, Any], place: int, *, present: bool) -> None:
         if "of" in data:
             self._writes[data["ns"], data["of"]].append(data)
             return
         kind, body = data["state"]
-        saved = _Saved(data["ns"], data["id"], data["parent"], data["whole"], (kind, body), len(self._saved), present)
+        saved = _Saved(data["ns"], data["id"], data["parent"], data["whole"], (kind, body), place, present)
         self._saved[saved.ns, saved.id] = self._newest[saved.ns] = saved
 
     # Reading
@@ -175,7 +176,7 @@ class Thread:
         """
         if not self._said.whole:
             raise Incomplete
-        bound = next((saved.place for saved in self._saved.values() if saved.id == before), 0 if before else len(self._saved))
+        bound = next((saved.place for saved in self._saved.values() if saved.id == before), -1 if before else inf)
         found: list[CheckpointTuple] = []
         for saved in sorted(self._saved.values(), key=lambda saved: saved.place, reverse=True):
             if limit is not None and len(found) >= limit:
