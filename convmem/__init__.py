@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         NoConversation as NoConversation,
         PrincipalConflict as PrincipalConflict,
         SessionNotTrusted as SessionNotTrusted,
+        SourceUnreadable as SourceUnreadable,
         StoreUnavailable as StoreUnavailable,
         TurnClosed as TurnClosed,
         UnknownConversation as UnknownConversation,
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
         from_user as from_user,
         from_visitor as from_visitor,
     )
+    from convmem.importing import Imported as Imported, import_conversations as import_conversations
     from convmem.keys import SessionKey as SessionKey
     from convmem.messages import (
         AudioPart as AudioPart,
@@ -87,6 +89,7 @@ if TYPE_CHECKING:
     )
     from convmem.middleware import ConversationMiddleware as ConversationMiddleware
     from convmem.sight import Said as Said
+    from convmem.sources.base import LeftOut as LeftOut
     from convmem.stores.base import Store as Store
     from convmem.stores.memory import MemoryStore as MemoryStore
     from convmem.stores.postgres import PostgresStore as PostgresStore
@@ -122,6 +125,7 @@ _HOMES = {
         "NoConversation",
         "PrincipalConflict",
         "SessionNotTrusted",
+        "SourceUnreadable",
         "StoreUnavailable",
         "TurnClosed",
         "UnknownConversation",
@@ -130,6 +134,7 @@ _HOMES = {
     "convmem.export": ("export_conversation", "export_owner", "export_tenant"),
     "convmem.housekeeping": ("Receipt", "delete_owner", "delete_tenant", "prune"),
     "convmem.identity": ("Identity", "Resolver", "from_callable", "from_header", "from_path", "from_query", "from_user", "from_visitor"),
+    "convmem.importing": ("Imported", "import_conversations"),
     "convmem.keys": ("SessionKey",),
     "convmem.messages": (
         "AudioPart",
@@ -147,6 +152,7 @@ _HOMES = {
     ),
     "convmem.middleware": ("ConversationMiddleware",),
     "convmem.sight": ("Said",),
+    "convmem.sources.base": ("LeftOut",),
     "convmem.stores.base": ("Store",),
     "convmem.stores.memory": ("MemoryStore",),
     "convmem.stores.postgres": ("PostgresStore",),

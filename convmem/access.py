@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 
 from starlette.requests import HTTPConnection
 
@@ -12,7 +12,7 @@ from convmem.config import Settings
 from convmem.connection import SCOPE_KEY
 from convmem.context import current, work_around
 from convmem.conversation import Conversation, work_of
-from convmem.exceptions import ConfigurationError, ConversationBusy, ConvmemError, NoConversation
+from convmem.exceptions import ConfigurationError, ConversationBusy, NoConversation
 from convmem.idempotency import turn_of_job
 from convmem.identity import KeyRing, new_session_id as _new_session_id
 from convmem.keys import SessionKey
@@ -56,7 +56,9 @@ def _taken(conversation: Conversation | None) -> Conversation:
                 "context along; falcon.sync_to_async and loop.run_in_executor do not."
             )
         raise NoConversation(msg)
-    work_of(conversation).touch()
+    work = work_of(conversation)
+    with work.reporting():
+        work.touch()
     return conversation
 
 
@@ -161,20 +163,21 @@ _MOST_LISTED = 1000
 @asynccontextmanager
 async def store_at_hand(store: Store | None) -> AsyncGenerator[Store, None]:
     """Return the store to work with: the one given, that of the middleware around this code, or the environment's, then closed."""
+    async with ledger_at_hand(store) as ledger:
+        yield ledger.store
+
+
+@asynccontextmanager
+async def ledger_at_hand(store: Store | None) -> AsyncGenerator[Ledger, None]:
+    """Return the ledger over that store, with the rules of the middleware around this code, or of the environment."""
     async with _ledger(store) as ledger:
         with _noting(work_around()):
-            yield ledger.store
+            yield ledger
 
 
-@contextmanager
-def _noting(work: Work | None) -> Iterator[None]:
+def _noting(work: Work | None) -> AbstractContextManager[None]:
     """Tell the request around this code of an error, so that it is answered as one of its own conversation's."""
-    try:
-        yield
-    except ConvmemError as error:
-        if work is not None:
-            work.note(error)
-        raise
+    return nullcontext() if work is None else work.reporting()
 
 
 @asynccontextmanager

@@ -22,6 +22,7 @@ from convmem.messages import Edit, Message, Note, decode_messages, edited
 from convmem.recording import Recording, close, each
 from convmem.sight import Decoded, Said
 from convmem.stores.base import Store
+from convmem.turns import Turn
 from convmem.work import Work
 
 C = TypeVar("C")
@@ -38,12 +39,12 @@ class Conversation:
         loop: The event loop it belongs to, for adapters of frameworks that call from threads.
     """
 
+    _viewed: tuple[tuple[windows.Turn, ...], tuple[tuple[str, ...], int], windows.View] | None = None
+    _sighted: tuple[Decoded, int, tuple[windows.Turn, ...], tuple[Message, ...]] | None = None
+
     def __init__(self, work: Work) -> None:
         """See the worker's side of it. Apps do not call this."""
         self._work = work
-        self._viewed: tuple[tuple[windows.Turn, ...], tuple[tuple[str, ...], int], windows.View] | None = None
-        self._decoded: Decoded | None = None
-        self._sighted: tuple[Decoded, int, tuple[windows.Turn, ...], tuple[Message, ...]] | None = None
         self.loop = asyncio.get_running_loop()
 
     # Who and which
@@ -76,8 +77,9 @@ class Conversation:
 
         A new list each time. Valid for model APIs; see `convmem.Window`.
         """
-        new = self.new_messages
-        return [*self._view_before(new).messages, *new]
+        turn = self._work.used
+        new = edited([turn.said])[0]
+        return [*self._view_before(turn, new).messages, *new]
 
     @property
     def new_messages(self) -> list[Message]:
@@ -98,7 +100,8 @@ class Conversation:
     @property
     def said(self) -> Said:
         """The turns that were loaded and this one, as they stand in the log: for adapters that keep notes between the messages."""
-        return self._history.said(self._work.used.said)
+        turn = self._work.used
+        return turn.decoded().said(turn.said)
 
     async def all_said(self) -> Said:
         """Return what `said` is, of everything from the first turn on. Cost and errors as in `history`."""
@@ -115,17 +118,17 @@ class Conversation:
     def left_out(self) -> int:
         """How many stored turns are older than the window, or dropped from it."""
         turn = self._work.used
-        return 0 if turn.head.start > turn.log.head.start else max(0, turn.log.head.turns - self._view.turns)
+        return 0 if turn.head.start > turn.log.head.start else max(0, turn.log.head.turns - self._view(turn).turns)
 
     @property
     def truncated(self) -> bool:
         """Whether `messages` lacks anything that is stored."""
-        return self.left_out > 0 or self._view.cut
+        return self.left_out > 0 or self._view(self._work.used).cut
 
     @property
     def corrupt(self) -> tuple[int, ...]:
         """Positions of loaded entries that cannot be decoded; their messages are missing, the rest is there."""
-        return self._history.corrupt
+        return self._work.used.decoded().corrupt
 
     def verify(self) -> None:
         """Read strictly.
@@ -156,7 +159,7 @@ class Conversation:
     @property
     def interrupted(self) -> bool:
         """Whether the turn before this one has no end: its client left, or its worker died."""
-        turns = self._turns
+        turns, _ = self._sight(self._work.used)
         return bool(turns) and turns[-1].state == "interrupted"
 
     @property
@@ -199,10 +202,11 @@ class Conversation:
         """
         with self._work.reporting():
             given: tuple[object, ...] = messages
-            for stranger in (message for message in given if not isinstance(message, Message | Note)):
-                field = "append(message)"
-                reason = f"a {type(stranger).__name__} is no Message; use Message.user(text), Message.assistant(text), …"
-                raise InvalidMessage(field, reason)
+            for message in given:
+                if not isinstance(message, Message | Note):
+                    field = "append(message)"
+                    reason = f"a {type(message).__name__} is no Message; use Message.user(text), Message.assistant(text), …"
+                    raise InvalidMessage(field, reason)
             self._work.used.stage(messages)
 
     def edit(self, edit: Edit, *messages: Message) -> None:
@@ -215,7 +219,7 @@ class Conversation:
         """
         with self._work.reporting():
             turn = self._work.used
-            decoded = self._history
+            decoded = turn.decoded()
             everything = [*decoded.pinned, *(item for items, _ in decoded.turns for item in items), *turn.said]
             hides_system = edit.action == "hide" and any(
                 isinstance(item, Message) and item.role == "system" and edit.concerns(item) for item in everything
@@ -236,17 +240,7 @@ class Conversation:
             StoreUnavailable: The store did not answer.
         """
         with self._work.reporting():
-            work = self._work
-            if work.gate is None:
-                msg = "This conversation is loaded; open another with open_conversation(key)."
-                raise TurnClosed(msg)
-            if not work.between_turns and (work.gate.takes_turns or (work.turn is not None and work.turn.said and not work.turn.replayed)):
-                msg = "A turn has begun here already; call load() before it."
-                raise TurnClosed(msg)
-            previous, work.turn = work.turn, None
-            if previous is not None:
-                await previous.abandon()
-            work.turn = await work.gate.load(owner, session_id)
+            self._work.turn = await self._work.load(owner, session_id)
 
     async def save(self) -> None:
         """Make what was appended durable now: before an expensive call, before an end marker such as ``[DONE]``.
@@ -388,40 +382,28 @@ class Conversation:
             async for chunk in chunks:
                 yield chunk
 
-    @property
-    def _turns(self) -> tuple[windows.Turn, ...]:
-        return self._sight[0]
-
-    @property
-    def _history(self) -> Decoded:
-        turn = self._work.used
-        if self._decoded is None or self._decoded.log is not turn.log:
-            self._decoded = turn.decoded()
-        return self._decoded
-
-    @property
-    def _sight(self) -> tuple[tuple[windows.Turn, ...], tuple[Message, ...]]:
+    def _sight(self, turn: Turn) -> tuple[tuple[windows.Turn, ...], tuple[Message, ...]]:
         """What edits have left of the loaded turns, and of the pinned messages."""
-        decoded = self._history
-        edits = [item for item in self._work.used.said if isinstance(item, Edit)]
+        decoded = turn.decoded()
+        edits = [item for item in turn.said if isinstance(item, Edit)]
         if self._sighted is None or self._sighted[:2] != (decoded, len(edits)):
             self._sighted = (decoded, len(edits), *decoded.seen(edits))
         return self._sighted[2:]
 
-    @property
-    def _view(self) -> windows.View:
-        return self._view_before(self.new_messages)
+    def _view(self, turn: Turn) -> windows.View:
+        return self._view_before(turn, edited([turn.said])[0])
 
-    def _view_before(self, present: list[Message]) -> windows.View:
+    def _view_before(self, turn: Turn, present: list[Message]) -> windows.View:
         """Return what the window shows in front of this turn's messages; made anew only when they can make a difference to it."""
-        turn, log, (turns, pinned) = self._work.used, self._history.log, self._sight
+        log, (turns, pinned) = turn.log, self._sight(turn)
         if turn.head.start > log.head.start:
             return windows.View((), 0, cut=False)
         window = self._work.ledger.rules.window
         answers = tuple(message.id for message in takewhile(lambda message: message.role == "tool", present))
-        matters = (answers, turn.meter.total(present) if window.tokens is not None else 0)
+        meter = None if window.tokens is None else turn.meter
+        matters = (answers, 0 if meter is None else meter.total(present))
         if self._viewed is None or self._viewed[0] is not turns or self._viewed[1] != matters:
-            view = windows.view(turns, window, pinned=pinned, present=present, meter=turn.meter)
+            view = windows.view(turns, window, pinned=pinned, present=present, meter=meter)
             self._viewed = (turns, matters, view)
             outgrown = view.full or log.size < log.head.turns
             if outgrown and self._work.ledger.outgrown.add(turn.key):
