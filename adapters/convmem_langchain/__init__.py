@@ -38,7 +38,7 @@ _HOMES = {
 _NEEDS = {
     "langchain_core": 'convmem_langchain needs: pip install "convmem[langchain]"',
     "langchain": 'MemoryMiddleware needs create_agent\'s package: pip install "convmem[langchain]" "langchain>=1"',
-    "langgraph": 'MemoryMiddleware and ConversationSaver need LangGraph: pip install "convmem[langgraph]"',
+    "langgraph": 'ConversationSaver needs: pip install "convmem[langgraph]"',
 }
 
 __all__ = list(_HOMES)

@@ -4,7 +4,7 @@ What the graph keeps in its list of messages is the conversation: it is appended
 The rest of a checkpoint is a note behind them, in which a list of messages says from which message to which one the log goes on::
 
     {"id": …, "ns": …, "parent": …, "whole": …, "state": [type, bytes]}      a checkpoint
-    {"of": …, "ns": …, "task": …, "path": …, "writes": [[i, channel, type, bytes], …]}      what a task wrote on top of one
+    {"of": …, "ns": …, "task": …, "path": …, "said": …, "writes": [[i, channel, type, bytes], …]}      what a task wrote on top of one
 
 The bytes are the serializer's: of the checkpoint without its values, its metadata, and the values of its channels: all of them in the
 first checkpoint of a turn (``whole``), and after that those that have a new version. So no checkpoint needs the note of another turn.
@@ -16,6 +16,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, takewhile
+from math import inf
+from operator import itemgetter
 from typing import Any
 from uuid import uuid4
 
@@ -58,7 +60,7 @@ class _Saved:
     """A checkpoint where it stands.
 
     Attributes:
-        place: Which of the checkpoints in the log it is.
+        place: Where in the log it stands.
         present: Whether it was put in the present turn.
     """
 
@@ -109,10 +111,11 @@ class Thread:
     ) -> None:
         """Find the notes."""
         self._said, self._channel, self._serde, self._natives = said, channel, serde, natives
-        self._order = [item for item in chain(*said.turns) if isinstance(item, Message)]
+        self._order = _in_order_of_tasks(chain(*said.turns))
+        self._loaded = len(self._order)
         self._place = {message.id: i for i, message in enumerate(self._order)}
         self._present = [item for item in said.turns[-1] if isinstance(item, Message)]
-        self._shown = {message.id: message for message in shown}
+        self._shown = {message.id: message for message in self._in_place(shown)}
         self._in_sight = {message.id for message in said.messages}
         self._alike: defaultdict[str | None, list[Message]] = defaultdict(list)
         for message in self._order:
@@ -120,17 +123,25 @@ class Thread:
         self._saved: dict[tuple[str, str], _Saved] = {}
         self._newest: dict[str, _Saved] = {}
         self._writes: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-        for turn in said.turns:
-            for item in turn:
-                if isinstance(item, Note) and item.kind == KIND:
-                    self._find(item.data, present=turn is said.turns[-1])
+        placed = enumerate((item, turn is said.turns[-1]) for turn in said.turns for item in turn)
+        for place, (item, present) in placed:
+            if isinstance(item, Note) and item.kind == KIND:
+                self._find(item.data, place, present=present)
 
-    def _find(self, data: dict[str, Any], *, present: bool) -> None:
+    def _in_place(self, shown: Sequence[Message]) -> list[Message]:
+        """Return them in their order; a result that stands for one that never came stays behind its call."""
+        placed: list[tuple[int, Message]] = []
+        for message in shown:
+            before = placed[-1][0] if placed else -1
+            placed.append((self._place.get(message.id, before), message))
+        return [message for _, message in sorted(placed, key=itemgetter(0))]
+
+    def _find(self, data: dict[str, Any], place: int, *, present: bool) -> None:
         if "of" in data:
             self._writes[data["ns"], data["of"]].append(data)
             return
         kind, body = data["state"]
-        saved = _Saved(data["ns"], data["id"], data["parent"], data["whole"], (kind, body), len(self._saved), present)
+        saved = _Saved(data["ns"], data["id"], data["parent"], data["whole"], (kind, body), place, present)
         self._saved[saved.ns, saved.id] = self._newest[saved.ns] = saved
 
     # Reading
@@ -175,7 +186,7 @@ class Thread:
         """
         if not self._said.whole:
             raise Incomplete
-        bound = next((saved.place for saved in self._saved.values() if saved.id == before), 0 if before else len(self._saved))
+        bound = next((saved.place for saved in self._saved.values() if saved.id == before), -1 if before else inf)
         found: list[CheckpointTuple] = []
         for saved in sorted(self._saved.values(), key=lambda saved: saved.place, reverse=True):
             if limit is not None and len(found) >= limit:
@@ -282,7 +293,7 @@ class Thread:
         hidden: list[str] = []
         new: list[Message] = []
         asks = False
-        listed = values.get(self._channel) if self._channel in checkpoint["channel_versions"] else []
+        listed: Any = values.get(self._channel) if self._channel in checkpoint["channel_versions"] else []
         if not ns and _is_list_of_messages(listed):
             earlier = self._list_of(before)
             given = self._given(before, earlier, where.get(READ), parent)
@@ -318,7 +329,8 @@ class Thread:
             folded = self._said_now(value, new) if not ns and channel == self._channel else self._folded(value)
             stored.append([WRITES_IDX_MAP.get(channel, i), channel, *self._serde.dumps_typed(folded)])
         of = config["configurable"]["checkpoint_id"]
-        return Added(Note(kind=KIND, data={"of": of, "ns": ns, "task": task_id, "path": task_path, "writes": stored}), tuple(new))
+        data = {"of": of, "ns": ns, "task": task_id, "path": task_path, "said": [message.id for message in new], "writes": stored}
+        return Added(Note(kind=KIND, data=data), tuple(new))
 
     def _said_now(self, value: Any, new: list[Message]) -> Any:
         """Return what is about to be in the list of messages, folded; what it says anew is added to `new`.
@@ -424,7 +436,7 @@ class Thread:
             if not any(known):
                 return kind(self._folded(item) for item in value)
             parts = (message.id if message else {"is": self._folded(item)} for message, item in zip(known, value, strict=True))
-            return {_MARK: kind.__name__, "of": self._ranges(parts)}
+            return {_MARK: kind.__name__, "of": self._ranges(parts, self._loaded)}
         if kind is dict:
             folded = {name: self._folded(item) for name, item in value.items()}
             return {_MARK: "dict", "of": list(folded.items())} if _MARK in value else folded
@@ -473,15 +485,15 @@ class Thread:
                 if "from" in part:
                     yield from (message.id for message in self._span(part))
 
-    def _ranges(self, parts: Iterable[str | dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return ids as the ranges of the log they are; what is no id stays."""
+    def _ranges(self, parts: Iterable[str | dict[str, Any]], apart: int = -1) -> list[dict[str, Any]]:
+        """Return ids as the ranges of the log they are; what is no id stays, and no range goes on at the place `apart`."""
         ranges: list[dict[str, Any]] = []
         end = -1
         for part in parts:
             if isinstance(part, dict):
                 ranges.append(part)
                 end = -1
-            elif ranges and end >= 0 and self._place[part] == end + 1:
+            elif ranges and end >= 0 and self._place[part] == end + 1 != apart:
                 ranges[-1]["to"] = part
                 ranges[-1]["n"] += 1
                 end += 1
@@ -489,6 +501,36 @@ class Thread:
                 ranges.append({"from": part, "to": part, "n": 1})
                 end = self._place[part]
         return ranges
+
+
+def _in_order_of_tasks(items: Iterable[Message | Edit | Note]) -> list[Message]:
+    """Return the messages of a log; those that tasks have written on one checkpoint in the order in which the graph takes them up.
+
+    Tasks that run at once are stored as they end.
+    """
+    order: list[list[Message]] = []
+    said: list[Message] = []
+    written: dict[str, dict[tuple[str, str], list[Message]]] = {}
+
+    def settle() -> None:
+        order.extend(messages for tasks in written.values() for _, messages in sorted(tasks.items(), key=itemgetter(0)))
+        written.clear()
+
+    for item in items:
+        if isinstance(item, Message):
+            said.append(item)
+        elif isinstance(item, Note) and item.kind == KIND and (item.data.get("said") or ("state" in item.data and not item.data["ns"])):
+            own = item.data.get("said", ())
+            others = [message for message in said if message.id not in own]
+            if others or not own:
+                settle()
+                order.append(others)
+            if own:
+                task = written.setdefault(item.data["of"], {}).setdefault((item.data["path"], item.data["task"]), [])
+                task += [message for message in said if message.id in own]
+            said = []
+    settle()
+    return [*chain(*order), *said]
 
 
 def next_version(current: str | None) -> str:

@@ -749,6 +749,7 @@ class TestTheWrongPlace:
         [
             ("langchain_core", "ConversationHistory", 'pip install "convmem[langchain]"'),
             ("langchain", "MemoryMiddleware", '"langchain>=1"'),
+            ("langgraph", "ConversationSaver", 'pip install "convmem[langgraph]"'),
         ],
     )
     def test_what_is_not_installed_is_named_with_its_line(self, missing, name, line):
@@ -757,7 +758,7 @@ class TestTheWrongPlace:
         path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'adapters'}"}
         done = subprocess.run([sys.executable, "-c", code], env=path, capture_output=True, text=True, check=False)
         assert done.returncode == 1
-        assert f"ImportError: {'convmem_langchain' if missing == 'langchain_core' else 'MemoryMiddleware'} needs" in done.stderr
+        assert f"ImportError: {'convmem_langchain' if missing == 'langchain_core' else name} needs" in done.stderr
         assert line in done.stderr
 
     def test_importing_the_adapter_imports_no_framework(self):

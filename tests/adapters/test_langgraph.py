@@ -45,7 +45,7 @@ from convmem_langchain import ConversationSaver, MemoryMiddleware, UnsavedQuesti
 from tests.stores.conftest import STORES, Place
 
 from .langchain_corpus import CORPUS, REFUSED
-from .langgraph_scenarios import SCENARIOS, THREAD, Model, add, ask, calling, counting_graph, history_of, seen_in
+from .langgraph_scenarios import SCENARIOS, THREAD, Model, Research, add, ask, calling, counting_graph, history_of, seen_in
 
 ADA = SessionKey.for_user("ada")
 CurrentConversation = Annotated[Conversation, Depends(get_conversation)]
@@ -240,6 +240,28 @@ def bytes_in(value):
             yield from bytes_in(item)
 
 
+@pytest.mark.asyncio
+async def test_what_tasks_write_out_of_order_is_stored_once_and_read_in_order(store):
+    """The first of two ends last: it stands behind the other in the log, and before it in the list, now and in an old checkpoint."""
+
+    async def first(state):
+        await asyncio.sleep(0.05)
+        return {"messages": AIMessage("the-first", id="a")}
+
+    builder = StateGraph(MessagesState).add_node(first).add_node("second", lambda state: {"messages": AIMessage("the-second", id="b")})
+    graph = compiled(builder.add_edge(START, "first").add_edge(START, "second"))
+    async with open_conversation(ADA, store=store):
+        said_then = (await graph.ainvoke({"messages": [HumanMessage("go")]}, THREAD))["messages"]
+        assert texts(said_then) == ["go", "the-first", "the-second"]
+    async with open_conversation(ADA, store=store):
+        assert (await graph.aget_state(THREAD)).values["messages"] == said_then
+        await graph.aupdate_state(THREAD, {"messages": []}, as_node="first")
+        assert [state async for state in graph.aget_state_history(THREAD)][1].values["messages"] == said_then
+    stored = everything_in(store)
+    assert stored.index(b"the-second") < stored.index(b"the-first")
+    assert stored.count(b"the-first") == stored.count(b"the-second") == 1
+
+
 class Counting(JsonPlusSerializer):
     """Counts what a saver of LangGraph's is about to write."""
 
@@ -361,20 +383,20 @@ async def test_what_others_hide_is_gone_from_the_graph_too(store):
 @pytest.mark.asyncio
 async def test_a_conversation_longer_than_its_window(store):
     """The graph has the window, as every framework; what is no message stays, and the past is whole for whoever goes there."""
-    graph = counting_graph(lambda builder: builder.compile(checkpointer=ConversationSaver()))
+    builder = StateGraph(Research).add_node("answer", lambda state: {"messages": AIMessage(f"answer {len(state['messages'])}")})
+    graph = compiled(builder.add_edge(START, "answer"))
     for i in range(56):
         async with open_conversation(ADA, store=store):
-            await graph.ainvoke(ask(f"question {i}", notes=["at first"] if i == 0 else []), THREAD)
+            await graph.ainvoke(ask(f"question {i}", **({"topic": "said once"} if i == 0 else {})), THREAD)
     async with open_conversation(ADA, store=store) as conversation:
         state = await graph.aget_state(THREAD)
         assert len(state.values["messages"]) == len(conversation.messages) == 100
-        assert state.values["notes"][0] == "at first"
-        assert len(state.values["notes"]) == 57
+        assert state.values["topic"] == "said once"
         assert store.calls["load"] == 57
         past = [state async for state in graph.aget_state_history(THREAD)]
         assert store.calls["load"] == 58
-        assert len(past) == 56 * 4
-        early = next(state for state in past if state.metadata["step"] == 2)
+        assert len(past) == 56 * 3
+        early = next(state for state in past if state.metadata["step"] == 1)
         assert texts(early.values["messages"]) == ["question 0", "answer 1"]
         again = await graph.ainvoke(ask("instead"), early.config)
         assert texts(again["messages"]) == ["question 0", "answer 1", "instead", "answer 3"]
