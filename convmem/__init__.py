@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from convmem.access import (
         conversations as conversations,
         current_conversation as current_conversation,
+        fork as fork,
         get_conversation as get_conversation,
         new_session_id as new_session_id,
         open_conversation as open_conversation,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         StoreUnavailable as StoreUnavailable,
         TurnClosed as TurnClosed,
         UnknownConversation as UnknownConversation,
+        UnknownRevision as UnknownRevision,
         VisitorTooLate as VisitorTooLate,
     )
     from convmem.export import (
@@ -93,7 +95,7 @@ if TYPE_CHECKING:
     from convmem.windows import Window as Window
 
 _HOMES = {
-    "convmem.access": ("conversations", "current_conversation", "get_conversation", "new_session_id", "open_conversation"),
+    "convmem.access": ("conversations", "current_conversation", "fork", "get_conversation", "new_session_id", "open_conversation"),
     "convmem.config": ("Settings", "open_store"),
     "convmem.conversation": ("Conversation",),
     "convmem.exceptions": (
@@ -123,6 +125,7 @@ _HOMES = {
         "StoreUnavailable",
         "TurnClosed",
         "UnknownConversation",
+        "UnknownRevision",
         "VisitorTooLate",
     ),
     "convmem.export": ("export_conversation", "export_owner", "export_tenant"),

@@ -35,7 +35,7 @@ from convmem.exceptions import (
 from convmem.identifiers import new_id, new_token
 from convmem.keys import SessionKey
 from convmem.messages import Edit, Message, decode_body, encode_edit, encode_message, encode_messages
-from convmem.sight import Decoded, decode
+from convmem.sight import Decoded, counted, decode
 from convmem.stores.base import Appended, Entry, Head, Kind, Lease, Log, Lookup, Outcome, Store, StoredEntry
 from convmem.tokens import Meter
 from convmem.turnstile import Turnstile
@@ -708,15 +708,12 @@ class Turn:
 
     def _entry(self, staged: list[_Staged], *, closing: bool) -> Entry:
         n, head = self.head.n + 1, self.head
-        turns, counted = head.turns, self._counted or self._supersedes
+        turns, self._will_count = counted([one.item for one in staged], head.turns, already=self._counted or self._supersedes)
         pinned, pins = head.pinned, False
         for one in staged:
             if isinstance(one.item, Edit) and one.item.begins_anew:
-                turns, counted, pinned, pins = 0, False, (), False
-            if isinstance(one.item, Message) and not counted:
-                turns, counted = turns + 1, True
+                pinned, pins = (), False
             pins = pins or one.pins
-        self._will_count = counted
         return Entry(
             id=new_id(),
             turn=self.id,
