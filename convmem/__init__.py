@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         get_conversation as get_conversation,
         new_session_id as new_session_id,
         open_conversation as open_conversation,
+        read_conversation as read_conversation,
     )
     from convmem.config import Settings as Settings, open_store as open_store
     from convmem.conversation import Conversation as Conversation
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
         ToolCall as ToolCall,
     )
     from convmem.middleware import ConversationMiddleware as ConversationMiddleware
+    from convmem.rests import rest_of as rest_of, with_rest as with_rest
     from convmem.stores.base import Store as Store
     from convmem.stores.memory import MemoryStore as MemoryStore
     from convmem.stores.postgres import PostgresStore as PostgresStore
@@ -95,7 +97,15 @@ if TYPE_CHECKING:
     from convmem.windows import Window as Window
 
 _HOMES = {
-    "convmem.access": ("conversations", "current_conversation", "fork", "get_conversation", "new_session_id", "open_conversation"),
+    "convmem.access": (
+        "conversations",
+        "current_conversation",
+        "fork",
+        "get_conversation",
+        "new_session_id",
+        "open_conversation",
+        "read_conversation",
+    ),
     "convmem.config": ("Settings", "open_store"),
     "convmem.conversation": ("Conversation",),
     "convmem.exceptions": (
@@ -146,6 +156,7 @@ _HOMES = {
         "ToolCall",
     ),
     "convmem.middleware": ("ConversationMiddleware",),
+    "convmem.rests": ("rest_of", "with_rest"),
     "convmem.stores.base": ("Store",),
     "convmem.stores.memory": ("MemoryStore",),
     "convmem.stores.postgres": ("PostgresStore",),

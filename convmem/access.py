@@ -13,7 +13,7 @@ from convmem.config import Settings
 from convmem.connection import SCOPE_KEY
 from convmem.context import current, work_around
 from convmem.conversation import Conversation, work_of
-from convmem.exceptions import ConfigurationError, ConversationBusy, ConvmemError, NoConversation
+from convmem.exceptions import ConfigurationError, ConversationBusy, ConvmemError, HistoryExpired, HistoryLost, NoConversation
 from convmem.idempotency import turn_of_job
 from convmem.identity import KeyRing, new_session_id as _new_session_id
 from convmem.keys import SessionKey
@@ -112,6 +112,31 @@ async def open_conversation(
                 await work.finish()
         finally:
             current.reset(before)
+
+
+@asynccontextmanager
+async def read_conversation(key: SessionKey, *, store: Store | None = None) -> AsyncGenerator[Conversation, None]:
+    """Load a conversation only to read it: no turn, no lease, and nobody is waited for. Appending raises `TurnClosed`.
+
+    Args:
+        key: The conversation.
+        store: As in `open_conversation`.
+
+    Raises:
+        HistoryLost: The store lost what it had acknowledged; said once.
+        HistoryExpired: The history outlived its TTL; the same.
+        StoreUnavailable: The store did not answer.
+    """
+    async with _ledger(store) as ledger:
+        turn = Turn(ledger, key)
+        with _noting(work_around()):
+            try:
+                await turn.look()
+            except (HistoryLost, HistoryExpired):
+                ledger.evidence.forget(key)
+                raise
+        turn.stay_closed()
+        yield Conversation(Work(ledger, turn))
 
 
 async def conversations(owner: str, *, tenant: str = "", store: Store | None = None, after: str | None = None, limit: int = 50) -> Page:

@@ -84,23 +84,39 @@ class Conversation:
         """What this turn appended, in order, stored or not, without what it hid again."""
         return edited([self._work.used.said])[0]
 
-    async def history(self) -> list[Message]:
+    async def history(self, *, limit: int | None = None, hidden: bool = False) -> list[Message]:
         """Return every message in sight from the first on, whatever the window: for an export, or to search what was archived.
 
         One read of the store, at a cost that grows with the conversation. Unlike `messages` it is what was said, and not made
         valid for a model.
+
+        Args:
+            limit: At most so many messages, the newest, at a cost that grows with their number; none where enough is loaded.
+            hidden: Also what an edit took out of sight. What was cleared, or superseded by another try, is not shown again.
 
         Raises:
             StoreUnavailable: The store did not answer.
         """
         with self._work.reporting():
             turn = self._work.used
-            log = await turn.read()
-            decoded = turn.decoded(log)
-            said = edited([*(items for items, _ in decoded.turns), [] if turn.replayed else turn.said])
-            states: list[State] = [state for _, state in decoded.turns]
-            earlier = [message.in_state(state) for messages, state in zip(said, states, strict=False) for message in messages]
-            return [*earlier, *said[-1]]
+            log, size = (turn.log if limit is not None else await turn.read()), limit
+            while True:
+                said = self._said(turn.decoded(log), hidden=hidden)
+                if limit is None:
+                    return said
+                if len(said) >= limit or log.size >= log.head.turns:
+                    return said[-limit:] if limit else []
+                size = max(1, size or 1) * 2
+                log = await turn.read(messages=size)
+
+    def _said(self, decoded: Decoded, *, hidden: bool) -> list[Message]:
+        """Return what these turns and the present one say, each message knowing the state of its turn."""
+        turn = self._work.used
+        turns = [*(items for items, _ in decoded.turns), [] if turn.replayed else turn.said]
+        said = [[item for item in items if isinstance(item, Message)] for items in turns] if hidden else edited(turns)
+        states: list[State] = [state for _, state in decoded.turns]
+        earlier = [message.in_state(state) for messages, state in zip(said, states, strict=False) for message in messages]
+        return [*earlier, *said[-1]]
 
     @property
     def total_turns(self) -> int:
