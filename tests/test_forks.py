@@ -35,6 +35,7 @@ from convmem.testing.writer import PAST_SHORT, SHORT, fresh_key
 from tests.stores import conftest as stores
 
 backend = stores.backend
+on_each_kind = pytest.mark.parametrize("backend", ["memory", "sqlite", "redis", "postgresql"], indirect=True)
 
 
 @pytest_asyncio.fixture
@@ -63,6 +64,7 @@ async def texts(store: Store, key: SessionKey) -> list[str]:
 
 
 @pytest.mark.asyncio
+@on_each_kind
 class TestWhatItShows:
     """The source as it was at that place."""
 
@@ -144,6 +146,7 @@ class TestWhatItShows:
 
 
 @pytest.mark.asyncio
+@on_each_kind
 class TestRefusals:
     """Typed, and nothing is left behind."""
 
@@ -294,6 +297,7 @@ class TestInTrouble:
         assert max(sizes) <= 100
         assert len(sizes) <= 2 * 9 + 1
 
+    @on_each_kind
     async def test_turns_go_on_while_it_copies(self, store: Store) -> None:
         """A fork takes no lease and is in nobody's way; what came later is not in it."""
         key = fresh_key()

@@ -29,7 +29,6 @@ from convmem import (
     NoConversation,
     SessionKey,
     Settings,
-    SQLiteStore,
     StoreUnavailable,
     from_callable,
     get_conversation,
@@ -48,9 +47,11 @@ from convmem_pydantic_ai import (
 from tests.asgi_client import world as world  # noqa: PLC0414 - a fixture
 
 from .pydantic_ai_corpus import ONE_MESSAGE, asked, image, request, response, result
+from .stores import backend as backend  # noqa: PLC0414 - a fixture
 
 ADA = SessionKey.for_user("ada")
 ROOT = Path(__file__).resolve().parents[2]
+on_a_laptop = pytest.mark.parametrize("backend", ["memory", "sqlite"], indirect=True)
 CurrentConversation = Annotated[Conversation, Depends(get_conversation)]
 
 
@@ -65,11 +66,9 @@ class Store(CountedStore):
         return await super().append(*args, **options)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def store(request, tmp_path):
-    backend = MemoryStore() if request.param == "memory" else SQLiteStore(tmp_path / "conversations.db")
-    yield Store(backend)
-    asyncio.run(backend.aclose())
+@pytest.fixture
+def store(backend):
+    return Store(backend)
 
 
 def look(at: str) -> str:
@@ -159,6 +158,7 @@ class TestPydanticAI(AdapterContract):
         keep(await agent().run(message_history=await ask(question)))
 
 
+@on_a_laptop
 class TestHistory:
     """What a run is given, and what is kept of it."""
 
@@ -256,15 +256,11 @@ class TestHistory:
             assert question.parts[0].content == ["What is this?", image()]
             assert said == answer.new_messages()[-1]
 
-    def test_outside_of_a_conversation_it_says_what_to_do(self):
-        """The line to change."""
-        with pytest.raises(NoConversation, match="ConversationMiddleware"):
-            message_history()
-
 
 class TestStreams:
     """What arrived is kept."""
 
+    @on_a_laptop
     def test_a_streamed_run_remembers(self, store):
         """Stored when the client has seen the last byte, calls included."""
         seen: list[Any] = []
@@ -279,6 +275,7 @@ class TestStreams:
         assert said_in(seen[-1])[:4] == ["a", '{"at":"a"}', "a is a cat", "saw a "]
 
     @pytest.mark.asyncio
+    @on_a_laptop
     @pytest.mark.parametrize("way", ["left", "cancelled", "broken"])
     async def test_what_arrived_is_kept_when_the_stream_is_cut(self, way, store):
         """A client that leaves, a server that shuts down, a model that breaks off: the calls before it are kept too."""
@@ -611,6 +608,13 @@ def test_it_answers_as_the_frameworks_own_store(steps):
         assert await played(OwnerConversationStore(ADA.owner, store=MemoryStore())) == await played(InMemoryConversationStore())
 
     asyncio.run(both())
+
+
+def test_outside_of_a_conversation_it_says_what_to_do():
+    """The line to change."""
+    for use in (message_history, OwnerConversationStore):
+        with pytest.raises(NoConversation, match="ConversationMiddleware"):
+            use()
 
 
 def test_what_is_missing_is_said():
