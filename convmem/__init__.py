@@ -81,6 +81,7 @@ if TYPE_CHECKING:
         FilePart as FilePart,
         ImagePart as ImagePart,
         Message as Message,
+        Note as Note,
         Part as Part,
         ReasoningPart as ReasoningPart,
         Role as Role,
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
     )
     from convmem.middleware import ConversationMiddleware as ConversationMiddleware
     from convmem.rests import rest_of as rest_of, with_rest as with_rest
+    from convmem.sight import Said as Said
     from convmem.stores.base import Store as Store
     from convmem.stores.memory import MemoryStore as MemoryStore
     from convmem.stores.postgres import PostgresStore as PostgresStore
@@ -149,6 +151,7 @@ _HOMES = {
         "FilePart",
         "ImagePart",
         "Message",
+        "Note",
         "Part",
         "ReasoningPart",
         "Role",
@@ -157,6 +160,7 @@ _HOMES = {
     ),
     "convmem.middleware": ("ConversationMiddleware",),
     "convmem.rests": ("rest_of", "with_rest"),
+    "convmem.sight": ("Said",),
     "convmem.stores.base": ("Store",),
     "convmem.stores.memory": ("MemoryStore",),
     "convmem.stores.postgres": ("PostgresStore",),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 
 from starlette.requests import HTTPConnection
 
@@ -13,7 +13,7 @@ from convmem.config import Settings
 from convmem.connection import SCOPE_KEY
 from convmem.context import current, work_around
 from convmem.conversation import Conversation, work_of
-from convmem.exceptions import ConfigurationError, ConversationBusy, ConvmemError, HistoryExpired, HistoryLost, NoConversation
+from convmem.exceptions import ConfigurationError, ConversationBusy, HistoryExpired, HistoryLost, NoConversation
 from convmem.idempotency import turn_of_job
 from convmem.identity import KeyRing, new_session_id as _new_session_id
 from convmem.keys import SessionKey
@@ -57,7 +57,9 @@ def _taken(conversation: Conversation | None) -> Conversation:
                 "context along; falcon.sync_to_async and loop.run_in_executor do not."
             )
         raise NoConversation(msg)
-    work_of(conversation).touch()
+    work = work_of(conversation)
+    with work.reporting():
+        work.touch()
     return conversation
 
 
@@ -220,15 +222,9 @@ async def store_at_hand(store: Store | None) -> AsyncGenerator[Store, None]:
             yield ledger.store
 
 
-@contextmanager
-def _noting(work: Work | None) -> Iterator[None]:
+def _noting(work: Work | None) -> AbstractContextManager[None]:
     """Tell the request around this code of an error, so that it is answered as one of its own conversation's."""
-    try:
-        yield
-    except ConvmemError as error:
-        if work is not None:
-            work.note(error)
-        raise
+    return nullcontext() if work is None else work.reporting()
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,9 @@ from convmem.exceptions import (
     ConvmemError,
     HistoryExpired,
     HistoryLost,
+    InvalidIdentity,
     StoreUnavailable,
+    TurnClosed,
     UnknownConversation,
     VisitorTooLate,
 )
@@ -34,6 +37,8 @@ from convmem.work import Work
 SCOPE_KEY = "convmem"
 REVISION_HEADER = b"conversation-revision"
 _SERVER_ERRORS = 500
+_TRACEBACK_EVERY = 60.0
+_NOT_READ = Resolved(refusal=InvalidIdentity("Nobody has looked at the request yet."), names_session=False)
 logger = logging.getLogger("convmem.middleware")
 
 
@@ -48,6 +53,7 @@ class Services:
         issue_session_id: Hands out an id for an owner and a tenant.
         idempotency_header: The header, in lower case, whose key names a turn.
         hinted: The first route that appended without a lease, once it was logged.
+        traced: When the traceback of a problem was logged last, by its code.
     """
 
     ledger: Ledger
@@ -59,70 +65,61 @@ class Services:
     issue_session_id: Callable[[str, str], str]
     idempotency_header: bytes
     hinted: list[str] = field(default_factory=list)
+    traced: dict[str, float] = field(default_factory=dict)
+
+    def wants_traceback(self, code: str) -> bool:
+        """Return whether a problem's traceback is due: an outage is one cause and thousands of requests, each with its own line."""
+        now = time.monotonic()
+        due = now - self.traced.get(code, -_TRACEBACK_EVERY) >= _TRACEBACK_EVERY
+        if due:
+            self.traced[code] = now
+        return due
 
 
-class Connection(ABC):
+class Connection(Work, ABC):
     """One request, or one WebSocket, on its way to its conversation. Made for one of them, used by its tasks and threads only.
 
-    It is the `Gate` of its conversation: the members below "The gate" are called by that, also from threads.
-
-    Attributes:
-        takes_turns: Whether messages are appended only inside ``async with conversation.turn():``.
+    The members below "What its conversation asks" are called by that, also from threads.
     """
 
-    takes_turns: ClassVar[bool]
     _too_late: ClassVar[str]
+    _resolved = _NOT_READ
+    _scope: Scope | None = None
+    _kept: ConvmemError | None = None
+    _raised: ConvmemError | None = None
+    _asked: SessionKey | None = None
+    _owner_given: str | None = None
+    _touched = False
+    _begun = False
+    _outcome = "none"
 
     def __init__(self, services: Services, scope: Scope, path: str) -> None:
         """Decide nothing yet."""
+        super().__init__(services.ledger, within=work_around())
         self._services = services
         self._request = scope
         self._path = path
         self._defers = services.routes.defers(path)
-        self._scope: Scope = {}
-        self._resolved = Resolved()
-        self._work = Work(services.ledger, gate=self, within=work_around())
-        self._conversation = Conversation(self._work)
-        self._kept: ConvmemError | None = None
-        self._raised: ConvmemError | None = None
-        self._asked: SessionKey | None = None
-        self._owner_given: str | None = None
-        self._touched = False
         self._first_touch = threading.Lock()
-        self._begun = False
-        self._outcome = "none"
 
     # What the two kinds do differently
-
-    @property
-    def hung_up(self) -> bool:
-        """Whether the client of a WebSocket has left."""
-        return False
 
     @abstractmethod
     async def _enter(self, turn: Turn, claimed: Head | None) -> None:
         """Load the conversation named by the request, for what the handler does before it opens a turn of its own."""
 
-    @abstractmethod
-    async def begin(self, key: SessionKey) -> Turn:
-        """Return a turn of its own on the same conversation, begun."""
-
-    @abstractmethod
-    async def before_turn(self) -> None:
-        """Make way for a turn of its own."""
-
     # Finding and loading
 
     def _without_memory(self, key: SessionKey, error: StoreUnavailable) -> Turn:
         logger.warning("the store is down; this request runs without memory: %s", error)
-        self._work.degraded = True
-        return Turn(self._services.ledger, key, stored=False)
+        self.degraded = True
+        return Turn(self.ledger, key, stored=False)
 
     def _key(self, owner: str, session_id: str) -> SessionKey:
         return SessionKey(owner, session_id, self._resolved.tenant)
 
-    async def _open(self, owner: str, session_id: str) -> Turn:
-        self._asked = key = self._key(owner, session_id)
+    async def _open(self, key: SessionKey) -> Turn:
+        self._asked = key
         needs_existing = await self._needs_existing(key)
         turn = self._turn(key)
         await self._enter(turn, _claimed(self._request["headers"]))
@@ -131,7 +128,7 @@ class Connection(ABC):
         return turn
 
     async def _needs_existing(self, key: SessionKey) -> bool:
-        if (key.owner, key.session_id) == (self._resolved.owner, self._resolved.session_id):
+        if key == self._resolved.key:
             return self._resolved.needs_existing
         return await self._services.reader.needs_existing(key.owner, key.session_id, key.tenant)
 
@@ -141,16 +138,20 @@ class Connection(ABC):
 
     def _turn(self, key: SessionKey) -> Turn:
         """Return the turn that the connection itself is, not begun."""
-        return Turn(self._services.ledger, key)
+        return Turn(self.ledger, key)
 
-    def _scope_for_app(self) -> Scope:
+    def _scope_for_app(self, conversation: Conversation) -> Scope:
         """Copy what is changed: the server's own dicts are never written to."""
-        scope = {**self._request, SCOPE_KEY: self._conversation}
+        scope = {**self._request, SCOPE_KEY: conversation}
         if self._services.state_key:
-            scope["state"] = {**(self._request.get("state") or {}), self._services.state_key: self._conversation}
+            scope["state"] = {**(self._request.get("state") or {}), self._services.state_key: conversation}
         return scope
 
-    # The gate
+    def _let_go(self) -> None:
+        """Refer to the conversation no more, which refers to this: its window is then freed as soon as the app has done with it."""
+        self._scope = {**(self._scope or {}), SCOPE_KEY: None, "state": self._request.get("state")}
+
+    # What its conversation asks
 
     def touch(self) -> None:
         """Note that the conversation is used; mint the visitor who has none yet. Where the handler loads, `load` does that."""
@@ -177,7 +178,7 @@ class Connection(ABC):
         """Hands out an id for an owner and a tenant."""
         return self._services.issue_session_id
 
-    def raised(self, error: ConvmemError) -> None:
+    def note(self, error: ConvmemError) -> None:
         """Remember the error, to answer with it if the app makes a 5xx of it."""
         self._raised = error
         self._spend(error)
@@ -185,7 +186,7 @@ class Connection(ABC):
     def _spend(self, error: ConvmemError) -> None:
         """Evidence is spent by reporting it."""
         if isinstance(error, HistoryLost | HistoryExpired) and self._asked is not None:
-            self._services.ledger.evidence.forget(self._asked)
+            self.ledger.evidence.forget(self._asked)
 
     @property
     def degrades(self) -> bool:
@@ -194,9 +195,15 @@ class Connection(ABC):
 
     async def load(self, owner: str | None, session_id: str | None) -> Turn:
         """Load the conversation a handler names, or the one the request does."""
+        if not self.between_turns and (self.takes_turns or (self.turn is not None and self.turn.said and not self.turn.replayed)):
+            msg = "A turn has begun here already; call load() before it."
+            raise TurnClosed(msg)
+        previous, self.turn = self.turn, None
+        if previous is not None:
+            await previous.abandon()
         if self._defers and not self._touched:
             here = {name: self._request.get(name, "") for name in ("path", "root_path")}
-            self._resolved = await self._services.reader.read({**self._scope, **here})
+            self._resolved = await self._services.reader.read({**(self._scope or {}), **here})
         self._owner_given = owner
         self._check_order()
         if session_id is None and self._resolved.refusal is not None and not self._resolved.names_session:
@@ -209,18 +216,18 @@ class Connection(ABC):
             needs_existing = await self._services.reader.needs_existing(None, which, self._resolved.tenant)
             turn = self._mint(which, needs_existing=needs_existing)
         else:
-            turn = await self._open_or_degrade(owner or self._resolved.owner or "", which)
+            turn = await self._open_or_degrade(self._key(owner or self._resolved.owner or "", which))
         self._kept = None
         self._touched = True
         return turn
 
-    async def _open_or_degrade(self, owner: str, session_id: str) -> Turn:
+    async def _open_or_degrade(self, key: SessionKey) -> Turn:
         try:
-            return await self._open(owner, session_id)
+            return await self._open(key)
         except StoreUnavailable as error:
             if not self._services.degrade:
                 raise
-            return self._without_memory(self._key(owner, session_id), error)
+            return self._without_memory(key, error)
 
     def _mint(self, session_id: str, *, needs_existing: bool) -> Turn:
         """Make a new visitor; the conversation is then known to be new, and costs neither a trip nor a lease."""
@@ -231,11 +238,11 @@ class Connection(ABC):
             raise UnknownConversation(msg)
         owner = self._resolved.mint()
         turn = self._new(self._key(owner, session_id))
-        self._work.turn = turn
+        self.turn = turn
         return turn
 
     def _check_order(self) -> None:
-        if self._scope:
+        if self._scope is not None:
             error = self._resolved.order_error(self._scope, owner=self._owner_given)
             if error is not None:
                 raise error
@@ -244,10 +251,10 @@ class Connection(ABC):
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
         headers = self._resolved.response_headers(touched=self._touched)
-        if self._work.degraded:
+        if self.degraded:
             headers.append((b"convmem-degraded", b"true"))
-        turn = self._work.turn
-        if self._touched and turn is not None and not self._work.degraded:
+        turn = self.turn
+        if self._touched and turn is not None and not self.degraded:
             headers.append((REVISION_HEADER, turn.head.revision.encode()))
             if turn.replayed:
                 headers.append((b"convmem-replayed", b"true"))
@@ -261,7 +268,7 @@ class Connection(ABC):
         yield "owner", self._resolved.source if self._owner_given is None else "load"
         yield "conversation", "none" if key is None else key.digest
         yield "worker", f"{socket.gethostname()}/{os.getpid()}"
-        if turn is not None and not self._work.degraded:
+        if turn is not None and not self.degraded:
             yield "revision", turn.head.revision
             yield "turns", turn.head.turns
             yield "loaded", turn.log.size
@@ -269,7 +276,7 @@ class Connection(ABC):
         yield "outcome", self._outcome_so_far(turn)
 
     def _outcome_so_far(self, turn: Turn | None) -> str:
-        if self._work.degraded:
+        if self.degraded:
             return "degraded"
         if turn is not None and turn.replayed:
             return "replayed"
@@ -289,7 +296,8 @@ class Connection(ABC):
     def _log(self, error: ConvmemError) -> None:
         self._spend(error)
         if error.status >= _SERVER_ERRORS:
-            logger.error("%s: %s", error.code, error, exc_info=error.__cause__)
+            cause = error.__cause__ if self._services.wants_traceback(error.code) else None
+            logger.error("%s: %s", error.code, error, exc_info=cause)
         else:
             logger.info("%s: %s", error.code, error)
 

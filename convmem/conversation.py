@@ -18,10 +18,11 @@ from convmem.exceptions import (
     TurnClosed,
 )
 from convmem.keys import SessionKey
-from convmem.messages import Edit, Message, State, decode_messages, edited
+from convmem.messages import Edit, Message, Note, decode_messages, edited
 from convmem.recording import Recording, close, each
-from convmem.sight import Decoded
+from convmem.sight import Decoded, Said
 from convmem.stores.base import Store
+from convmem.turns import Turn
 from convmem.work import Work
 
 C = TypeVar("C")
@@ -38,12 +39,12 @@ class Conversation:
         loop: The event loop it belongs to, for adapters of frameworks that call from threads.
     """
 
+    _viewed: tuple[tuple[windows.Turn, ...], tuple[tuple[str, ...], int], windows.View] | None = None
+    _sighted: tuple[Decoded, int, tuple[windows.Turn, ...], tuple[Message, ...]] | None = None
+
     def __init__(self, work: Work) -> None:
         """See the worker's side of it. Apps do not call this."""
         self._work = work
-        self._viewed: tuple[tuple[windows.Turn, ...], tuple[tuple[str, ...], int], windows.View] | None = None
-        self._decoded: Decoded | None = None
-        self._sighted: tuple[Decoded, int, tuple[windows.Turn, ...], tuple[Message, ...]] | None = None
         self.loop = asyncio.get_running_loop()
 
     # Who and which
@@ -76,15 +77,16 @@ class Conversation:
 
         A new list each time. Valid for model APIs; see `convmem.Window`.
         """
-        new = self.new_messages
-        return [*self._view_before(new).messages, *new]
+        turn = self._work.used
+        new = edited([turn.said])[0]
+        return [*self._view_before(turn, new).messages, *new]
 
     @property
     def new_messages(self) -> list[Message]:
         """What this turn appended, in order, stored or not, without what it hid again."""
         return edited([self._work.used.said])[0]
 
-    async def history(self, *, limit: int | None = None, hidden: bool = False) -> list[Message]:
+    async def history(self, *, limit: int | None = None) -> list[Message]:
         """Return every message in sight from the first on, whatever the window: for an export, or to search what was archived.
 
         One read of the store, at a cost that grows with the conversation. Unlike `messages` it is what was said, and not made
@@ -92,31 +94,36 @@ class Conversation:
 
         Args:
             limit: At most so many messages, the newest, at a cost that grows with their number; none where enough is loaded.
-            hidden: Also what an edit took out of sight. What was cleared, or superseded by another try, is not shown again.
 
         Raises:
             StoreUnavailable: The store did not answer.
         """
+        if limit is None:
+            return list((await self.all_said()).messages)
         with self._work.reporting():
             turn = self._work.used
-            log, size = (turn.log if limit is not None else await turn.read()), limit
+            log, size = turn.log, max(1, limit)
             while True:
-                said = self._said(turn.decoded(log), hidden=hidden)
-                if limit is None:
-                    return said
-                if len(said) >= limit or log.size >= log.head.turns:
-                    return said[-limit:] if limit else []
-                size = max(1, size or 1) * 2
+                decoded = turn.decoded(log)
+                elsewhere = {item.id for item in decoded.pinned if isinstance(item, Message)}
+                in_sight = decoded.said([] if turn.replayed else turn.said).messages
+                newest = [message for message in in_sight if message.id not in elsewhere]
+                if len(newest) >= limit or log.size >= log.head.turns:
+                    return newest[-limit:] if limit else []
+                size *= 2
                 log = await turn.read(messages=size)
 
-    def _said(self, decoded: Decoded, *, hidden: bool) -> list[Message]:
-        """Return what these turns and the present one say, each message knowing the state of its turn."""
+    @property
+    def said(self) -> Said:
+        """The turns that were loaded and this one, as they stand in the log: for adapters that keep notes between the messages."""
         turn = self._work.used
-        turns = [*(items for items, _ in decoded.turns), [] if turn.replayed else turn.said]
-        said = [[item for item in items if isinstance(item, Message)] for items in turns] if hidden else edited(turns)
-        states: list[State] = [state for _, state in decoded.turns]
-        earlier = [message.in_state(state) for messages, state in zip(said, states, strict=False) for message in messages]
-        return [*earlier, *said[-1]]
+        return turn.decoded().said(turn.said)
+
+    async def all_said(self) -> Said:
+        """Return what `said` is, of everything from the first turn on. Cost and errors as in `history`."""
+        with self._work.reporting():
+            turn = self._work.used
+            return turn.decoded(await turn.read()).said([] if turn.replayed else turn.said)
 
     @property
     def total_turns(self) -> int:
@@ -127,17 +134,17 @@ class Conversation:
     def left_out(self) -> int:
         """How many stored turns are older than the window, or dropped from it."""
         turn = self._work.used
-        return 0 if turn.head.start > turn.log.head.start else max(0, turn.log.head.turns - self._view.turns)
+        return 0 if turn.head.start > turn.log.head.start else max(0, turn.log.head.turns - self._view(turn).turns)
 
     @property
     def truncated(self) -> bool:
         """Whether `messages` lacks anything that is stored."""
-        return self.left_out > 0 or self._view.cut
+        return self.left_out > 0 or self._view(self._work.used).cut
 
     @property
     def corrupt(self) -> tuple[int, ...]:
         """Positions of loaded entries that cannot be decoded; their messages are missing, the rest is there."""
-        return self._history.corrupt
+        return self._work.used.decoded().corrupt
 
     def verify(self) -> None:
         """Read strictly.
@@ -168,7 +175,7 @@ class Conversation:
     @property
     def interrupted(self) -> bool:
         """Whether the turn before this one has no end: its client left, or its worker died."""
-        turns = self._turns
+        turns, _ = self._sight(self._work.used)
         return bool(turns) and turns[-1].state == "interrupted"
 
     @property
@@ -199,10 +206,10 @@ class Conversation:
 
     # What a handler does
 
-    def append(self, *messages: Message) -> None:
+    def append(self, *messages: Message | Note) -> None:
         """Append messages to this turn. They are stored when the response is complete, or by `save`.
 
-        A message whose id is already in this turn is left out.
+        A message whose id is already in this turn is left out. A note of an adapter stands between the messages, and nobody sees it.
 
         Raises:
             InvalidMessage: One cannot be stored and read back equal; the field is named. None of them was appended.
@@ -211,10 +218,11 @@ class Conversation:
         """
         with self._work.reporting():
             given: tuple[object, ...] = messages
-            for stranger in (message for message in given if not isinstance(message, Message)):
-                field = "append(message)"
-                reason = f"a {type(stranger).__name__} is no Message; use Message.user(text), Message.assistant(text), …"
-                raise InvalidMessage(field, reason)
+            for message in given:
+                if not isinstance(message, Message | Note):
+                    field = "append(message)"
+                    reason = f"a {type(message).__name__} is no Message; use Message.user(text), Message.assistant(text), …"
+                    raise InvalidMessage(field, reason)
             self._work.used.stage(messages)
 
     def edit(self, edit: Edit, *messages: Message) -> None:
@@ -227,7 +235,7 @@ class Conversation:
         """
         with self._work.reporting():
             turn = self._work.used
-            decoded = self._history
+            decoded = turn.decoded()
             everything = [*decoded.pinned, *(item for items, _ in decoded.turns for item in items), *turn.said]
             hides_system = edit.action == "hide" and any(
                 isinstance(item, Message) and item.role == "system" and edit.concerns(item) for item in everything
@@ -248,17 +256,7 @@ class Conversation:
             StoreUnavailable: The store did not answer.
         """
         with self._work.reporting():
-            work = self._work
-            if work.gate is None:
-                msg = "This conversation is loaded; open another with open_conversation(key)."
-                raise TurnClosed(msg)
-            if not work.between_turns and (work.gate.takes_turns or (work.turn is not None and work.turn.said and not work.turn.replayed)):
-                msg = "A turn has begun here already; call load() before it."
-                raise TurnClosed(msg)
-            previous, work.turn = work.turn, None
-            if previous is not None:
-                await previous.abandon()
-            work.turn = await work.gate.load(owner, session_id)
+            self._work.turn = await self._work.load(owner, session_id)
 
     async def save(self) -> None:
         """Make what was appended durable now: before an expensive call, before an end marker such as ``[DONE]``.
@@ -400,40 +398,28 @@ class Conversation:
             async for chunk in chunks:
                 yield chunk
 
-    @property
-    def _turns(self) -> tuple[windows.Turn, ...]:
-        return self._sight[0]
-
-    @property
-    def _history(self) -> Decoded:
-        turn = self._work.used
-        if self._decoded is None or self._decoded.log is not turn.log:
-            self._decoded = turn.decoded()
-        return self._decoded
-
-    @property
-    def _sight(self) -> tuple[tuple[windows.Turn, ...], tuple[Message, ...]]:
+    def _sight(self, turn: Turn) -> tuple[tuple[windows.Turn, ...], tuple[Message, ...]]:
         """What edits have left of the loaded turns, and of the pinned messages."""
-        decoded = self._history
-        edits = [item for item in self._work.used.said if isinstance(item, Edit)]
+        decoded = turn.decoded()
+        edits = [item for item in turn.said if isinstance(item, Edit)]
         if self._sighted is None or self._sighted[:2] != (decoded, len(edits)):
             self._sighted = (decoded, len(edits), *decoded.seen(edits))
         return self._sighted[2:]
 
-    @property
-    def _view(self) -> windows.View:
-        return self._view_before(self.new_messages)
+    def _view(self, turn: Turn) -> windows.View:
+        return self._view_before(turn, edited([turn.said])[0])
 
-    def _view_before(self, present: list[Message]) -> windows.View:
+    def _view_before(self, turn: Turn, present: list[Message]) -> windows.View:
         """Return what the window shows in front of this turn's messages; made anew only when they can make a difference to it."""
-        turn, log, (turns, pinned) = self._work.used, self._history.log, self._sight
+        log, (turns, pinned) = turn.log, self._sight(turn)
         if turn.head.start > log.head.start:
             return windows.View((), 0, cut=False)
         window = self._work.ledger.rules.window
         answers = tuple(message.id for message in takewhile(lambda message: message.role == "tool", present))
-        matters = (answers, turn.meter.total(present) if window.tokens is not None else 0)
+        meter = None if window.tokens is None else turn.meter
+        matters = (answers, 0 if meter is None else meter.total(present))
         if self._viewed is None or self._viewed[0] is not turns or self._viewed[1] != matters:
-            view = windows.view(turns, window, pinned=pinned, present=present, meter=turn.meter)
+            view = windows.view(turns, window, pinned=pinned, present=present, meter=meter)
             self._viewed = (turns, matters, view)
             outgrown = view.full or log.size < log.head.turns
             if outgrown and self._work.ledger.outgrown.add(turn.key):

@@ -51,7 +51,9 @@ class Evidence:
             claimed: The head the client says it saw.
         """
         for head in (known if key.path in self._heads else None, claimed):
-            error = None if head is None else self._verdict(head, log)
+            if head is None or (head.same(log.head) and not log.expired):
+                continue
+            error = self._verdict(head, log)
             if error is not None:
                 return error
         return None

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from convmem.connection import Connection, Services, ours
 from convmem.context import current
+from convmem.conversation import Conversation
 from convmem.exceptions import (
     ConversationBusy,
     ConvmemError,
@@ -44,6 +45,21 @@ class Exchange(Connection):
         "The conversation of a new visitor was first used when the response had begun, too late for its cookie. Take it in the "
         "handler (get_conversation(request), before returning the StreamingResponse), not inside the generator."
     )
+    _turn_id: str | None = None
+    _fingerprint = ""
+    _bad_key: InvalidIdempotencyKey | None = None
+    _status = 0
+    _held: Message | None = None
+    _remaining: int | None = None
+    _bodyless = False
+    _trailers = False
+    _flowing = False
+    _whole = False
+    _settled = False
+    _complete = False
+    _answered = False
+    _client_left = False
+    _cut: ConvmemError | None = None
 
     def __init__(self, services: Services, scope: Scope, path: str, receive: Receive, send: Send) -> None:
         """Decide nothing yet."""
@@ -52,26 +68,12 @@ class Exchange(Connection):
         self._send = send
         self._method: str = scope["method"]
         self._leases, self._policy = services.routes.turn(self._method, path)
-        self._turn_id: str | None = None
-        self._fingerprint = ""
-        self._bad_key: InvalidIdempotencyKey | None = None
-        self._status = 0
-        self._held: Message | None = None
-        self._remaining: int | None = None
-        self._bodyless = False
-        self._trailers = False
-        self._flowing = False
-        self._whole = False
-        self._settled = False
-        self._complete = False
-        self._answered = False
-        self._client_left = False
-        self._cut: ConvmemError | None = None
         self._task = asyncio.current_task()
 
     async def run(self, app: ASGIApp) -> None:
         """Load, run the app, store, answer."""
-        await self._name_turn()
+        if self._leases:
+            await self._name_turn()
         if not self._defers:
             self._resolved = await self._services.reader.read(self._request)
         try:
@@ -79,10 +81,11 @@ class Exchange(Connection):
         except ConvmemError as error:
             await self._answer(error)
             return
-        self._scope = self._scope_for_app()
-        before = current.set(self._conversation)
+        conversation = Conversation(self)
+        scope = self._scope = self._scope_for_app(conversation)
+        before = current.set(conversation)
         try:
-            await app(self._scope, self._listen, self._respond)
+            await app(scope, self._listen, self._respond)
         except BaseException as error:
             await self._broke(error)
             if not (self._answered and ours(error)):
@@ -91,6 +94,7 @@ class Exchange(Connection):
             await self._returned()
         finally:
             current.reset(before)
+            self._let_go()
         if self._cut is not None:
             raise self._cut
 
@@ -98,8 +102,6 @@ class Exchange(Connection):
 
     async def _name_turn(self) -> None:
         """Read the idempotency key, and with one the beginning of the body: before the lease is taken, which must not wait for a client."""
-        if not self._leases:
-            return
         try:
             self._turn_id = turn_of(self._request["headers"], self._services.idempotency_header)
         except InvalidIdempotencyKey as error:
@@ -112,7 +114,7 @@ class Exchange(Connection):
     def _turn(self, key: SessionKey) -> Turn:
         if self._bad_key is not None:
             raise self._bad_key
-        return Turn(self._services.ledger, key, turn_id=self._turn_id, fingerprint=self._fingerprint)
+        return Turn(self.ledger, key, turn_id=self._turn_id, fingerprint=self._fingerprint)
 
     async def _prepare(self) -> None:
         """Load where loading is eager. An error that only matters to who uses the conversation is kept for that moment.
@@ -123,11 +125,11 @@ class Exchange(Connection):
             HistoryLost: On a route that takes the lease.
             HistoryExpired: On a route that takes the lease.
         """
-        owner = self._resolved.owner
-        if owner is None or self._defers:
+        key = self._resolved.key
+        if key is None:
             return
         try:
-            self._work.turn = await self._open(owner, self._resolved.session_id)
+            self.turn = await self._open(key)
         except (ConversationBusy, IdempotencyKeyReused, HistoryLost, HistoryExpired) as error:
             if self._leases:
                 raise
@@ -136,7 +138,7 @@ class Exchange(Connection):
             if not self._services.degrade:
                 self._kept = error
                 return
-            self._work.turn = self._without_memory(self._key(owner, self._resolved.session_id), error)
+            self.turn = self._without_memory(key, error)
         except ConvmemError as error:
             self._kept = error
 
@@ -145,8 +147,8 @@ class Exchange(Connection):
         if not self._leases:
             await turn.look(claimed)
             return
-        outer = self._work.within
-        if outer is not None and outer.runs(turn.key, self._services.ledger.store):
+        outer = self.within
+        if outer is not None and outer.runs(turn.key, self.ledger.store):
             raise ConversationBusy(own_turn=True)
         await turn.begin(self._policy, claimed)
 
@@ -160,16 +162,10 @@ class Exchange(Connection):
         """
         if self._client_left and not self._settled:
             self._settled = True
-            await self._work.interrupt()
-        turn = self._work.turn
+            await self.interrupt()
+        turn = self.turn
         if turn is not None and asyncio.current_task() is not self._task:
-            await turn.over(self._services.ledger.rules.turn_wait)
-
-    async def begin(self, key: SessionKey) -> Turn:
-        """Return a turn of its own on the same conversation, begun."""
-        turn = Turn(self._services.ledger, key)
-        await turn.begin()
-        return turn
+            await turn.over(self.ledger.rules.turn_wait)
 
     # What the app receives and sends
 
@@ -201,14 +197,14 @@ class Exchange(Connection):
             return
         self._bodyless = self._method == "HEAD" or self._status in _BODYLESS
         self._trailers = message.get("trailers", False)
-        headers = list(message.get("headers", ()))  # any iterable, perhaps one that can be read only once
+        self._held = held = dict(message)
+        held["headers"] = headers = list(message.get("headers", ()))  # any iterable, perhaps one that can be read only once
         self._remaining = _content_length(headers)
-        self._held = {**message, "headers": headers}
         if self._remaining is None and not self._bodyless:
             try:
                 if self._touched and self._status < _ERRORS:
                     self._check_order()
-                    await self._work.keep()
+                    await self.keep()
             except ConvmemError as error:
                 if not await self._goes_on(error):
                     return
@@ -217,7 +213,7 @@ class Exchange(Connection):
     async def _on_body(self, message: Message, size: int, *, more: bool) -> None:
         if self._remaining is not None:
             self._remaining -= size
-        if self._bodyless and more and self._work.recording:
+        if self._bodyless and more and self.recording:
             return
         reached = self._remaining is not None and self._remaining <= 0
         if self._bodyless or reached or not (more or self._trailers):
@@ -244,7 +240,8 @@ class Exchange(Connection):
         if self._held is not None:
             message, self._held = self._held, None
             self._begun = True
-            await self._send({**message, "headers": [*message["headers"], *self._headers()]})
+            message["headers"] += self._headers()
+            await self._send(message)
 
     # The end of the turn
 
@@ -255,19 +252,18 @@ class Exchange(Connection):
         self._settled = True
         streamed = self._remaining is None and not self._bodyless and not self._whole
         if self._status >= _ERRORS:
-            await self._work.abandon()
+            await self.abandon()
             self._outcome = "abandoned"
             return
         if self._touched:
             self._check_order()
-        if self._client_left and streamed and not self._work.recorded:
-            await self._work.interrupt()
+        if self._client_left and streamed and not self.recorded:
+            await self.interrupt()
             self._outcome = "interrupted"
             return
-        turn = self._work.turn
-        if turn is not None and turn.messages and not (self._leases or self._resolved.minted):
+        if not (self._leases or self._resolved.minted or self.turn is None) and self.turn.messages:
             self._hint_at_turns()
-        await self._work.finish()
+        await self.finish()
         self._outcome = "stored"
 
     def _hint_at_turns(self) -> None:
@@ -278,10 +274,10 @@ class Exchange(Connection):
 
     async def _goes_on(self, error: ConvmemError) -> bool:
         """Return whether the app's answer goes out all the same. If not: a problem when nothing has gone out yet, else a truncation."""
-        await self._work.abandon()
+        await self.abandon()
         if isinstance(error, StoreUnavailable) and self._services.degrade:
             logger.warning("the store is down; this turn is not stored: %s", error)
-            self._work.degraded = True
+            self.degraded = True
             return True
         if self._begun:
             logger.error("the response is cut off, its turn could not be stored: %s", error)
@@ -294,7 +290,7 @@ class Exchange(Connection):
         self._answered = True
         self._held = None
         self._status = error.status
-        await self._work.abandon()
+        await self.abandon()
         for message in self._problem(error, head=self._method == "HEAD"):
             await self._send(message)
         self._complete = True
@@ -314,13 +310,13 @@ class Exchange(Connection):
             if self._touched:
                 self._check_order()
             if isinstance(error, asyncio.CancelledError):
-                await self._work.interrupt()
+                await self.interrupt()
             elif self._begun:
-                await self._work.break_off()
+                await self.break_off()
             else:
-                await self._work.abandon()
+                await self.abandon()
         except ConvmemError as failure:
-            await self._work.abandon()
+            await self.abandon()
             logger.error("an interrupted turn could not be stored: %s", failure)  # noqa: TRY400 - the app's error is being raised
 
     async def _returned(self) -> None:
@@ -335,16 +331,16 @@ class Exchange(Connection):
             if not self._settled:
                 self._settled = True
                 if self._status >= _ERRORS or not (self._status or self._client_left):
-                    await self._work.abandon()
+                    await self.abandon()
                 else:
                     if self._touched:
                         self._check_order()
-                    await self._work.interrupt()
+                    await self.interrupt()
             if self._held is not None:
                 await self._begin()
         except ConvmemError as error:
             if self._client_left:
-                await self._work.abandon()
+                await self.abandon()
                 logger.error("an interrupted turn could not be stored: %s", error)  # noqa: TRY400 - nobody is there to be told
             elif await self._goes_on(error):
                 await self._begin()

@@ -34,13 +34,13 @@ def turn_of(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | None:
     Raises:
         InvalidIdempotencyKey: The key has another form, or comes twice.
     """
-    values = [value.decode("latin-1").strip() for key, value in headers if key == name]
+    values = [value for key, value in headers if key == name]
     if not values:
         return None
     if len(values) > 1:
         msg = "The idempotency key comes twice; send one."
         raise InvalidIdempotencyKey(msg)
-    (value,) = values
+    value = values[0].decode("latin-1").strip()
     string = _STRING.fullmatch(value)
     key = _ESCAPED.sub(r"\1", string[1]) if string else value
     if not 1 <= len(key) <= LONGEST_KEY or not (string or _BARE.fullmatch(key)):

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from urllib.parse import quote, unquote_to_bytes
 
 from convmem.exceptions import InvalidIdentity
 
-SESSION_ID = re.compile(rb"[A-Za-z0-9_-]{1,128}")
 DEFAULT_SESSION = "default"
 OWNER_KINDS = ("user", "visitor", "header")
 RESERVED_OWNER = "convmem:"
 LONGEST_NAME = 512
-_PLAIN = re.compile(r"[A-Za-z0-9_.~:-]*")
+_LONGEST_SESSION_ID = 128
+_OF_SESSION_IDS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
+_PLAIN = _OF_SESSION_IDS + b".~:"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SessionKey:
     """The address of one conversation: `tenant`, `owner`, `session_id`. Two keys name the same one only when all are equal.
 
@@ -29,6 +28,10 @@ class SessionKey:
         session_id: 1 to 128 of ``A-Z a-z 0-9 _ -``.
         tenant: At most 512 bytes in UTF-8; empty when the app has no tenants. Never taken from a client.
 
+    Attributes:
+        path: Tenant, owner and session id in printable ASCII, for a store's keys and columns: different parts, different text.
+            Everything but letters, digits and ``_.-~:`` is percent-encoded (RFC 3986 §2.1), lone surrogates too.
+
     Raises:
         InvalidIdentity: A part has another form. The message never repeats the value.
     """
@@ -36,6 +39,7 @@ class SessionKey:
     owner: str
     session_id: str = DEFAULT_SESSION
     tenant: str = ""
+    path: tuple[str, str, str] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse what is not an address."""
@@ -55,6 +59,7 @@ class SessionKey:
         if not valid_session_id(self.session_id):
             msg = "A session id is 1 to 128 of A-Z a-z 0-9 _ and -."
             raise InvalidIdentity(msg)
+        object.__setattr__(self, "path", (_ascii(self.tenant), _ascii(self.owner), self.session_id))
 
     @classmethod
     def for_user(cls, identity: str | int, session_id: str = DEFAULT_SESSION, *, tenant: str = "") -> SessionKey:
@@ -64,8 +69,9 @@ class SessionKey:
     @classmethod
     def reserved(cls, purpose: str) -> SessionKey:
         """Return an address no owner can have, for what convmem itself keeps in a store."""
-        key = object.__new__(cls)
-        for name, value in (("owner", f"{RESERVED_OWNER}{purpose}"), ("session_id", DEFAULT_SESSION), ("tenant", "")):
+        key, owner = object.__new__(cls), f"{RESERVED_OWNER}{purpose}"
+        path = ("", _ascii(owner), DEFAULT_SESSION)
+        for name, value in (("owner", owner), ("session_id", DEFAULT_SESSION), ("tenant", ""), ("path", path)):
             object.__setattr__(key, name, value)
         return key
 
@@ -75,15 +81,7 @@ class SessionKey:
         tenant, owner, session_id = path
         return cls(_text(owner), session_id, _text(tenant))
 
-    @cached_property
-    def path(self) -> tuple[str, str, str]:
-        """Tenant, owner and session id in printable ASCII, for a store's keys and columns: different parts, different text.
-
-        Everything but letters, digits and ``_.-~:`` is percent-encoded (RFC 3986 §2.1), lone surrogates too.
-        """
-        return _ascii(self.tenant), _ascii(self.owner), self.session_id
-
-    @cached_property
+    @property
     def digest(self) -> str:
         """16 hexadecimal digits that stand for the address in logs and debug headers; not reversible, not unique enough to be a key."""
         return hashlib.sha256("/".join(self.path).encode()).hexdigest()[:16]
@@ -97,11 +95,12 @@ def valid_session_id(session_id: str | bytes) -> bool:
     """Return whether this is a session id; compared byte by byte, so no Unicode digit or letter passes."""
     if isinstance(session_id, str):
         session_id = session_id.encode("utf-8", "surrogatepass")
-    return SESSION_ID.fullmatch(session_id) is not None
+    return 0 < len(session_id) <= _LONGEST_SESSION_ID and not session_id.translate(None, _OF_SESSION_IDS)
 
 
 def _ascii(text: str) -> str:
-    return text if _PLAIN.fullmatch(text) else quote(text.encode("utf-8", "surrogatepass"), safe=":")
+    encoded = text.encode("utf-8", "surrogatepass")
+    return quote(encoded, safe=":") if encoded.translate(None, _PLAIN) else text
 
 
 def _text(ascii_text: str) -> str:

@@ -13,7 +13,7 @@ import math
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timezone
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -22,11 +22,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     GetPydanticSchema,
-    PrivateAttr,
+    TypeAdapter,
     ValidationError,
+    WithJsonSchema,
 )
-from pydantic_core import core_schema, from_json, to_json
+from pydantic_core import CoreSchema, core_schema, from_json, to_json
 
 from convmem.exceptions import InvalidMessage
 from convmem.identifiers import new_id
@@ -39,7 +41,9 @@ _ANY_STRING = core_schema.custom_error_schema(
     custom_error_type="text_type",
     custom_error_message="must be a string",
 )
-Text: TypeAlias = Annotated[str, GetPydanticSchema(lambda _source, _handler: _ANY_STRING)]
+Text: TypeAlias = Annotated[
+    str, GetPydanticSchema(lambda _source, _handler: core_schema.json_or_python_schema(core_schema.str_schema(), _ANY_STRING))
+]
 """Any Python string. pydantic's own refuses lone surrogates, which models and browsers do produce."""
 
 
@@ -176,6 +180,21 @@ def _with_offset(moment: datetime) -> datetime:
     return moment.replace(tzinfo=timezone(offset), fold=0)
 
 
+def _moment_schema(_source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+    """Return the schema of a time. In JSON it is text in ISO 8601, read by the standard library: in a fifth of the time the check takes."""
+    stored = core_schema.chain_schema(
+        [
+            core_schema.str_schema(),
+            core_schema.no_info_plain_validator_function(datetime.fromisoformat),
+            core_schema.datetime_schema(tz_constraint="aware"),
+        ]
+    )
+    return core_schema.json_or_python_schema(stored, handler(Annotated[AwareDatetime, AfterValidator(_with_offset)]))
+
+
+Moment: TypeAlias = Annotated[datetime, GetPydanticSchema(_moment_schema), WithJsonSchema({"type": "string", "format": "date-time"})]
+
+
 class Message(_Frozen):
     """One message. Frozen; equal when all fields are, whatever its `state`.
 
@@ -192,16 +211,14 @@ class Message(_Frozen):
     """
 
     role: Role
-    content: Text | Annotated[tuple[Part, ...], BeforeValidator(_tuple)] = ""
+    content: Annotated[Text | Annotated[tuple[Part, ...], BeforeValidator(_tuple)], Field(union_mode="left_to_right")] = ""
     tool_calls: Annotated[tuple[ToolCall, ...], BeforeValidator(_tuple)] = ()
     tool_call_id: Text | None = None
     name: Text | None = None
     id: Text = Field(default_factory=new_id)
-    created_at: Annotated[AwareDatetime, AfterValidator(_with_offset)] = Field(default_factory=lambda: datetime.now(UTC))
+    created_at: Moment = Field(default_factory=lambda: datetime.now(UTC))
     metadata: dict[Text, Any] = Field(default_factory=dict)
     extras: dict[Text, Any] = Field(default_factory=dict)
-    _state: State = PrivateAttr(default="complete")
-    _archived: bool = PrivateAttr(default=False)
 
     @classmethod
     def user(cls, content: str | Sequence[Part], **fields: Any) -> Message:
@@ -233,35 +250,31 @@ class Message(_Frozen):
     @property
     def state(self) -> State:
         """What became of the turn it stands in, at the time of loading: derived, never stored, not part of equality."""
-        state: State = self._derived("_state", default="complete")
-        return state
+        derived = self.__pydantic_private__
+        return "complete" if derived is None else derived.get("state", "complete")
 
     @property
     def archived(self) -> bool:
         """Whether an edit took it out of a framework's active queue. Derived and no part of equality, as `state` is."""
-        return bool(self._derived("_archived", default=False))
+        derived = self.__pydantic_private__
+        return derived is not None and derived.get("archived", False)
 
     def in_archive(self) -> Message:
         """Return this message as one that was archived."""
-        if self.archived:
-            return self
-        message = self.model_copy()
-        message._archived = True  # noqa: SLF001 - its own kind
-        return message
+        return self if self.archived else self._marked("archived", value=True)
 
     def in_state(self, state: State) -> Message:
         """Return this message as part of a turn in that state."""
-        private = self.__pydantic_private__  # not `self.state`: every message of every window comes by here
-        if private is not None and private["_state"] == state:
-            return self
-        message = self.model_copy()
-        message._state = state  # noqa: SLF001 - its own kind
-        return message
+        return self if self.state == state else self._marked("state", value=state)
 
-    def _derived(self, name: str, *, default: Any) -> Any:
-        """Return a private attribute; pydantic's own way to it takes ten times as long."""
-        private = self.__pydantic_private__
-        return default if private is None else private[name]
+    def _marked(self, name: str, *, value: object) -> Message:
+        """Return a copy with something derived beside its fields, where pydantic keeps what is private and copies and pickles it.
+
+        A declared `PrivateAttr` would be set up in each message that is made, which takes longer than all of its fields.
+        """
+        message = self.model_copy()
+        object.__setattr__(message, "__pydantic_private__", {**(self.__pydantic_private__ or {}), name: value})
+        return message
 
     def __eq__(self, other: object) -> bool:
         """Compare all fields."""
@@ -297,17 +310,36 @@ class Edit(_Frozen):
         return self.before is not None and message.archived == (self.before == "archived")
 
 
-def edited(turns: Iterable[Iterable[Message | Edit]]) -> list[list[Message]]:
+class Note(_Frozen):
+    """What an adapter keeps with a conversation and nobody said: no reader sees it, no window shows it, and no turn counts it.
+
+    It stands in the log where it was appended, is loaded with the messages around it, and has the fate of its turn.
+
+    Attributes:
+        kind: Whose it is, such as ``langgraph``; others leave it alone.
+        data: JSON values, bytes, and floats that are not finite.
+    """
+
+    kind: Text
+    data: dict[Text, Any]
+
+
+Item: TypeAlias = Message | Edit | Note
+"""What stands in the body of an entry."""
+
+
+def edited(turns: Iterable[Iterable[Item]]) -> list[list[Message]]:
     """Return the messages of each turn that are in sight, once every edit was applied to what stands before it."""
     seen: list[list[Message]] = []
     for turn in turns:
-        seen.append([])
+        own: list[Message] = []
+        seen.append(own)
         for item in turn:
             if isinstance(item, Message):
-                seen[-1].append(item)
-                continue
-            for said in seen:
-                said[:] = _applied(item, said)
+                own.append(item)
+            elif isinstance(item, Edit):
+                for said in seen:
+                    said[:] = _applied(item, said)
     return seen
 
 
@@ -325,6 +357,11 @@ def encode_edit(edit: Edit) -> bytes:
     return _json(document)
 
 
+def encode_note(note: Note) -> bytes:
+    """Return one note as JSON in UTF-8; it stands in the body of an entry as a message does. Errors as in `encode_message`."""
+    return _json({"note": _pack_text(note.kind), "data": _pack(note.data, "data")})
+
+
 def encode_message(message: Message) -> bytes:
     """Return one message as JSON in UTF-8.
 
@@ -340,27 +377,47 @@ def encode_messages(encoded: Iterable[bytes]) -> bytes:
 
 
 def decode_messages(body: bytes) -> list[Message]:
-    """Return the messages of an entry's body, without its edits. Errors as in `decode_body`."""
+    """Return the messages of an entry's body, without its edits and notes. Errors as in `decode_body`."""
     return [item for item in decode_body(body) if isinstance(item, Message)]
 
 
-def decode_body(body: bytes) -> list[Message | Edit]:
-    """Return the messages and edits of an entry's body, in order.
+def decode_body(body: bytes) -> list[Item]:
+    """Return the messages, edits and notes of an entry's body, in order.
 
     Fields this version does not know are left out of what it returns; the stored body is never rewritten.
 
     Raises:
         ValueError: The body is not what `encode_messages` makes, in this version or a later one.
     """
+    said = _plain_messages(body)
+    if said is not None:
+        return said
     try:
         documents = _parsed(body)
         if not isinstance(documents, list):
             msg = "not a list of messages"
             raise ValueError(msg)  # noqa: TRY004 - one kind of error for every damage
-        return [_edit(document) if "edit" in document else _message(document) for document in documents]
+        return [_item(document) for document in documents]
     except (ValidationError, InvalidMessage, KeyError, TypeError, AttributeError, RecursionError) as error:
         msg = f"not a list of messages: {type(error).__name__}"
         raise ValueError(msg) from error
+
+
+def _plain_messages(body: bytes) -> list[Item] | None:
+    """Return what nearly all bodies are, in one call of the validator: messages of text, without a value JSON has no form for.
+
+    None leaves it to the long way, which reads the same in these, and all others.
+    """
+    if b"$" in body and b'"$' in body:  # the first is quick
+        return None
+    try:
+        said: list[Message] = _MESSAGES.validate_json(body)
+    except ValidationError:
+        return None
+    for message in said:
+        if type(message.content) is not str or not message.__pydantic_fields_set__ >= _ALWAYS:
+            return None
+    return [*said]
 
 
 def _parsed(body: bytes) -> Any:
@@ -421,12 +478,6 @@ def _refuse_ambiguous(part: UnknownPart, field: str) -> None:
 
 
 def _message(document: dict[str, Any]) -> Message:
-    if document.keys() == _BARE:
-        role, content, identifier, created_at = document["role"], document["content"], document["id"], document["created_at"]
-        if type(content) is type(identifier) is type(created_at) is str and role in _ROLES:
-            moment = datetime.fromisoformat(created_at)
-            if moment.tzinfo is not None:
-                return _bare(role, content, identifier, moment)
     fields: dict[str, Any] = {name: value if type(value) is str else _unpack(value) for name, value in document.items() if name in _KNOWN}
     if isinstance(fields["content"], list):
         fields["content"] = tuple(map(_part, fields["content"]))
@@ -435,59 +486,24 @@ def _message(document: dict[str, Any]) -> Message:
             ToolCall(id=call["id"], name=call["name"], arguments=call["arguments"]) for call in fields["tool_calls"]
         )
     fields["created_at"] = datetime.fromisoformat(fields["created_at"])
-    return _restored(fields)
+    return Message(**fields)
 
 
-def _bare(role: str, content: str, identifier: str, moment: datetime) -> Message:
-    """Return the message nearly all are: text, and nothing else. The same as `_restored` does, in a quarter of the time."""
-    given: dict[str, Any] = {
-        "role": role, "content": content, "tool_calls": (), "tool_call_id": None, "name": None,
-        "id": identifier, "created_at": moment, "metadata": {}, "extras": {},
-    }  # fmt: skip
-    return _filled(given, {"role", "content", "id", "created_at"})
-
-
-def _restored(fields: dict[str, Any]) -> Message:
-    """Return a message that was valid when it was stored, without validating it anew: that is most of the cost of a long window.
-
-    What pydantic would have refused or changed is looked at first, and left to it.
-    """
-    given = {**_ABSENT, "metadata": {}, "extras": {}, **fields}
-    plain = (
-        given["role"] in _ROLES
-        and type(given["content"]) in _CONTENT
-        and type(given["id"]) is str
-        and given["created_at"].tzinfo is not None
-        and type(given["tool_call_id"]) in _OPTIONAL_TEXT
-        and type(given["name"]) in _OPTIONAL_TEXT
-        and type(given["metadata"]) is type(given["extras"]) is dict
-    )
-    if not plain:
-        return Message(**fields)
-    return _filled(given, set(fields))
-
-
-def _filled(given: dict[str, Any], named: set[str]) -> Message:
-    """Return a message of these fields as pydantic would leave it: the one place that knows what pydantic keeps beside them."""
-    message = _new(Message)
-    _set(message, "__dict__", given)
-    _set(message, "__pydantic_fields_set__", named)
-    _set(message, "__pydantic_extra__", None)
-    _set(message, "__pydantic_private__", {"_state": "complete", "_archived": False})
-    return message
+def _item(document: dict[str, Any]) -> Item:
+    if "edit" in document:
+        return _edit(document)
+    if "note" in document:
+        return Note(kind=_unpack(document["note"]), data=_unpack(document["data"]))
+    return _message(document)
 
 
 def _edit(document: dict[str, Any]) -> Edit:
     return Edit(action=document["edit"], ids=tuple(map(_unpack, document["ids"])), before=document.get("before"))
 
 
-_new, _set = object.__new__, object.__setattr__
-_BARE = {"role": None, "content": None, "id": None, "created_at": None}.keys()
+_MESSAGES = TypeAdapter(list[Message]).validator
+_ALWAYS = frozenset(("role", "content", "id", "created_at"))
 _KNOWN = frozenset(Message.model_fields)
-_ABSENT = dict.fromkeys(("role", "content", "tool_calls", "tool_call_id", "name", "id", "created_at")) | {"tool_calls": ()}
-_ROLES = frozenset(get_args(Role))
-_CONTENT = (str, tuple)
-_OPTIONAL_TEXT = (str, type(None))
 _PART_TYPES: dict[str, type[TextPart | ImagePart | AudioPart | FilePart | ReasoningPart]] = {
     "text": TextPart,
     "image": ImagePart,
@@ -554,6 +570,8 @@ def _pack_int(value: int, field: str) -> int:
 
 def _pack_text(text: str) -> object:
     """Return the text of a string, also of one whose class says something else in `str`, as enumerations do."""
+    if type(text) is str and text.isascii():
+        return text
     return str.__str__(text) if _plain(text) else {"$text": b64encode(text.encode("utf-8", "surrogatepass")).decode()}
 
 

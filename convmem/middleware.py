@@ -94,7 +94,7 @@ class ConversationMiddleware:
             await self.app(scope, receive, send)
             return
         try:
-            services = await self._ready()
+            services = self._services or await self._ready()
         except ConvmemError as error:
             logger.error("%s", error)  # noqa: TRY400 - a sentence, not a traceback
             await _turn_away(error, scope, receive, send)

@@ -5,26 +5,46 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from convmem import windows
 from convmem.keys import SessionKey
-from convmem.messages import Edit, Message, State, decode_body, edited
+from convmem.messages import Edit, Item, Message, State, decode_body, edited
 from convmem.stores.base import Log, StoredEntry
 
 logger = logging.getLogger("convmem.conversation")
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What was said, as it stands in the log.
+
+    Attributes:
+        turns: The messages, edits and notes of each turn in order, also what edits have hidden; the present turn is the last one.
+        messages: Those messages that are in sight, as they were said: not made valid for a model.
+        whole: Whether nothing older is stored.
+    """
+
+    turns: tuple[tuple[Item, ...], ...]
+    messages: tuple[Message, ...]
+    whole: bool
+
+    def then(self, turn: Sequence[Item]) -> Said:
+        """Return what stands there once another turn has followed."""
+        return Said((*self.turns, tuple(turn)), tuple(chain(*edited([self.messages, turn]))), self.whole)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoded:
-    """What was loaded: the messages and edits of each turn, with its state, and what is pinned before them.
+    """What was loaded: the messages, edits and notes of each turn, with its state, and what is pinned before them.
 
     Attributes:
         corrupt: Positions of entries that cannot be decoded.
     """
 
     log: Log
-    turns: tuple[tuple[tuple[Message | Edit, ...], State], ...]
-    pinned: tuple[Message | Edit, ...]
+    turns: tuple[tuple[tuple[Item, ...], State], ...]
+    pinned: tuple[Item, ...]
     corrupt: tuple[int, ...]
 
     def seen(self, edits: Sequence[Edit] = ()) -> tuple[tuple[windows.Turn, ...], tuple[Message, ...]]:
@@ -32,6 +52,15 @@ class Decoded:
         pinned, *rest = edited([self.pinned, *(items for items, _ in self.turns), edits])
         turns = tuple([windows.Turn(tuple(said), state) for said, (_, state) in zip(rest, self.turns, strict=False) if said])
         return turns, tuple(message for message in pinned if message.role == "system")
+
+    def said(self, present: Sequence[Item]) -> Said:
+        """Return all of it, with what the present turn says behind it."""
+        turns = (self.pinned, *(items for items, _ in self.turns))
+        states: list[State] = ["complete", *(state for _, state in self.turns)]
+        in_sight = [message.in_state(state) for said, state in zip(edited(turns), states, strict=True) for message in said]
+        entries = self.log.entries
+        whole = not entries or entries[0].n == self.log.head.start + 1
+        return Said(turns, tuple(in_sight), whole).then(present)
 
     def behind(self, page: Decoded, log: Log) -> Decoded:
         """Return these turns behind those of the page before them."""
@@ -71,8 +100,8 @@ def counted(items: Iterable[object], turns: int, *, already: bool) -> tuple[int,
     return turns, already
 
 
-def _items(entries: Iterable[StoredEntry], corrupt: list[int]) -> tuple[Message | Edit, ...]:
-    items: list[Message | Edit] = []
+def _items(entries: Iterable[StoredEntry], corrupt: list[int]) -> tuple[Item, ...]:
+    items: list[Item] = []
     for stored in entries:
         try:
             items += decode_body(stored.entry.body)

@@ -10,10 +10,11 @@ import asyncio
 import random
 import threading
 import warnings
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import cached_property, partial
 from math import ceil
 from typing import Any, Literal, TypeVar
 
@@ -34,7 +35,8 @@ from convmem.exceptions import (
 )
 from convmem.identifiers import new_id, new_token
 from convmem.keys import SessionKey
-from convmem.messages import Edit, Message, decode_body, encode_edit, encode_message, encode_messages
+from convmem.messages import Edit, Item, Message, Note, decode_body, encode_edit, encode_message, encode_messages, encode_note
+from convmem.records import record
 from convmem.sight import Decoded, counted, decode
 from convmem.stores.base import Appended, Entry, Head, Kind, Lease, Log, Lookup, Outcome, Store, StoredEntry
 from convmem.tokens import Meter
@@ -76,11 +78,11 @@ class Rules:
     max_turn_messages: int = 256
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Staged:
-    """A message or an edit on its way to the store; `pins` says that its entry is to be loaded with every window."""
+    """A message, an edit or a note on its way to the store; `pins` says that its entry is to be loaded with every window."""
 
-    item: Message | Edit
+    item: Item
     encoded: bytes
     pins: bool
 
@@ -121,8 +123,16 @@ class Ledger:
         self.outgrown = Outgrown()
         self._under_way: set[asyncio.Task[Any]] = set()
 
-    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run work to its end in a task of its own: a caller that is cancelled does not take it along."""
+    async def finish(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Do work that may be done twice. When the caller is cancelled meanwhile, it is done again, in a task of its own, to its end."""
+        try:
+            return await work()
+        except asyncio.CancelledError:
+            self.start(work())
+            raise
+
+    async def in_own_task(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do work that must not be done twice: a caller that is cancelled does not take it along."""
         return await asyncio.shield(self.start(work))
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -153,14 +163,34 @@ class Turn:
     happen one after the other.
 
     Attributes:
+        id: The name its client gave it, or the id of its first entry; empty before there is one.
         log: What was loaded at the beginning; an empty one for a conversation known to be new.
         head: Where the log ends as far as this turn knows.
-        said: The messages and edits of this turn in order, stored or not.
+        said: The messages, edits and notes of this turn in order, stored or not.
         replayed: This turn had been completed before; nothing of it is stored again, and `said` is what was stored.
-        meter: Counts the tokens of its messages, and of those loaded.
         refused: Why the store refused a write of this turn, after which it has ended.
         ended: Whether nothing can be appended any more.
     """
+
+    id = ""
+    log = Log()
+    head = Head()
+    replayed = False
+    refused: ConvmemError | None = None
+    ended = False
+    _over: asyncio.Event | None = None
+    _known: Head | None = None
+    _named = False
+    _fresh_token = _fresh_epoch = ""
+    _inside = _announced = _leased = False
+    _pending: Entry | None = None
+    _bytes = 0
+    _stored = _leaves_trace = False
+    _counted = _will_count = False
+    _supersedes = False
+    _beat: asyncio.TimerHandle | None = None
+    _deadline = float("inf")
+    _decoded: Decoded | None = None
 
     def __init__(self, ledger: Ledger, key: SessionKey, *, turn_id: str | None = None, fingerprint: str = "", stored: bool = True) -> None:
         """Prepare a turn; nothing is loaded and no lease is taken yet.
@@ -168,40 +198,32 @@ class Turn:
         Args:
             ledger: Of this worker.
             key: The conversation.
-            turn_id: The name by which a retry finds this turn; None makes one that nobody knows.
+            turn_id: The name by which a retry finds this turn; None: none will look for it.
             fingerprint: Of the request; another one with the same turn id is refused. Empty compares with nothing.
             stored: False lets it live and end in memory.
         """
         self.ledger = ledger
         self.key = key
-        self.id = turn_id or new_id()
-        self.log = Log()
-        self.head = Head()
-        self.said: list[Message | Edit] = []
-        self.replayed = False
-        self.refused: ConvmemError | None = None
-        self.ended = False
-        self._over: asyncio.Event | None = None
-        self._known: Head | None = None
-        self._named = turn_id is not None
+        self.said: list[Item] = []
+        if turn_id is not None:
+            self.id, self._named = turn_id, True
         self._kept_nowhere = not stored
         self._fingerprint = fingerprint
-        self._token = new_token() if turn_id is None else f"{new_token()}.{turn_id}.{fingerprint}"
-        self._fresh_epoch = ""
-        self._inside = self._announced = False
-        self._leased = False
         self._staged: list[_Staged] = []
         self._staging = threading.Lock()
-        self._pending: Entry | None = None
-        self._bytes = 0
-        self._stored = self._leaves_trace = False
-        self._counted = self._will_count = False
-        self._supersedes = False
         self._one_at_a_time = asyncio.Lock()
-        self._beat: asyncio.TimerHandle | None = None
-        self._deadline = float("inf")
-        self._decoded: Decoded | None = None
-        self.meter = Meter(ledger.rules.window.counter)
+
+    @cached_property
+    def meter(self) -> Meter:
+        """Counts the tokens of its messages, and of those loaded."""
+        return Meter(self.ledger.rules.window.counter)
+
+    @property
+    def _token(self) -> str:
+        """The name of this attempt: always the same. A retry of a named turn knows it by its own name in there."""
+        if not self._fresh_token:
+            self._fresh_token = f"{new_token()}.{self.id}.{self._fingerprint}" if self._named else new_token()
+        return self._fresh_token
 
     @property
     def _epoch(self) -> str:
@@ -267,7 +289,7 @@ class Turn:
             self._end_now()
             raise
         except IdempotencyKeyReused:
-            await self.ledger.finish(self._release_quietly())  # a lease in this name would refuse the rightful retry
+            await self.ledger.in_own_task(self._release_quietly())  # a lease in this name would refuse the rightful retry
             self._end_now()
             raise
         except BaseException as error:
@@ -445,8 +467,8 @@ class Turn:
 
     # Appending
 
-    def stage(self, said: Sequence[Message | Edit], *, limited: bool = True, pins: bool = False) -> None:
-        """Append messages and edits, all or none: encode them now, store them with the next save, in one entry.
+    def stage(self, said: Sequence[Item], *, limited: bool = True, pins: bool = False) -> None:
+        """Append messages, edits and notes, all or none: encode them now, store them with the next save, in one entry.
 
         A message whose id is already in this turn is left out. `limited=False` is for text already counted by a recording;
         `pins=True` is for an edit that hides a system message, which must be loaded wherever that message would be.
@@ -464,7 +486,7 @@ class Turn:
         with self._staging:
             self._stage(said, limited=limited, pins=pins)
 
-    def _stage(self, said: Sequence[Message | Edit], *, limited: bool, pins: bool) -> None:
+    def _stage(self, said: Sequence[Item], *, limited: bool, pins: bool) -> None:
         staged = [_staged(item, pins=pins) for item in self._new(said)]
         sizes = [len(one.encoded) for one in staged]
         size = self._bytes + sum(sizes)
@@ -480,9 +502,9 @@ class Turn:
         self._bytes = size
         self._staged += staged
 
-    def _new(self, said: Sequence[Message | Edit]) -> list[Message | Edit]:
+    def _new(self, said: Sequence[Item]) -> list[Item]:
         known = {message.id for message in self.messages}
-        new: list[Message | Edit] = []
+        new: list[Item] = []
         for item in said:
             if isinstance(item, Message):
                 if item.id in known:
@@ -491,7 +513,7 @@ class Turn:
             new.append(item)
         return new
 
-    def _warn_if_said(self, item: Message | Edit) -> None:
+    def _warn_if_said(self, item: Item) -> None:
         if not isinstance(item, Message) or not item.text:
             return
         hidden: set[str] = set()
@@ -500,7 +522,7 @@ class Turn:
                 if other.begins_anew:
                     return
                 hidden.update(other.ids)
-            elif _same_words(item, other) and other.id not in hidden:
+            elif isinstance(other, Message) and _same_words(item, other) and other.id not in hidden:
                 msg = "The same text was appended twice in one turn; does an adapter append what the handler appends too?"
                 warnings.warn(msg, RepeatedTextWarning, stacklevel=6)
                 return
@@ -529,7 +551,7 @@ class Turn:
             StoreUnavailable: The store did not answer. What was appended stays appended, and the next save tries again.
         """
         if self._staged or self._pending:
-            await self.ledger.finish(self._locked(self._write(closing=False, release=False)))
+            await self.ledger.finish(partial(self._write, closing=False, release=False))
 
     async def reset(self) -> None:
         """Take the whole history out of sight; it stays in the log. What was appended and not saved comes after. Errors as in `save`.
@@ -541,11 +563,11 @@ class Turn:
         if self.ended:
             msg = "No turn is open here; clear the conversation in `async with conversation.turn():`, which opens one."
             raise TurnClosed(msg)
-        await self.ledger.finish(self._locked(self._reset()))
+        await self.ledger.in_own_task(self._locked(self._reset()))
 
     async def delete(self) -> bool:
         """End the conversation's life, and with it this turn; return whether there was one."""
-        existed = await self.ledger.finish(self._locked(self.ledger.store.delete(self.key)))
+        existed = await self.ledger.in_own_task(self._locked(self.ledger.store.delete(self.key)))
         self._take_staged()
         self._pending = None
         self.ledger.evidence.forget(self.key)
@@ -566,12 +588,12 @@ class Turn:
     async def close(self) -> None:
         """End the turn, whole. Errors as in `save`."""
         if not self.ended and not self._ended_at_once(closing=True):
-            await self.ledger.finish(self._end(closing=True))
+            await self.ledger.finish(partial(self._end, closing=True))
 
     async def interrupt(self) -> None:
         """End the turn with what it has; it reads as interrupted. Errors as in `save`."""
         if not self.ended and not self._ended_at_once(closing=False):
-            await self.ledger.finish(self._end(closing=False))
+            await self.ledger.finish(partial(self._end, closing=False))
 
     async def abandon(self) -> None:
         """End the turn and store nothing more. Raises nothing."""
@@ -579,7 +601,7 @@ class Turn:
             self._take_staged()
             self._pending = None
             if not self._ended_at_once(closing=False):
-                await self.ledger.finish(self._end(closing=False))
+                await self.ledger.finish(partial(self._end, closing=False))
 
     async def over(self, patience: timedelta) -> bool:
         """Wait until the turn has ended, for so long at most; return whether it has."""
@@ -600,13 +622,15 @@ class Turn:
 
     async def _end(self, *, closing: bool) -> None:
         try:
-            await self._locked(self._write(closing=closing, release=self._leased))
-        except StoreUnavailable:
-            if self._leased:
+            await self._write(closing=closing, release=self._leased)
+        except asyncio.CancelledError:
+            raise  # it is done again
+        except BaseException as error:
+            if isinstance(error, StoreUnavailable) and self._leased:
                 self.ledger.start(self._locked(self._release_quietly()))
-            raise
-        finally:
             self._end_now()
+            raise
+        self._end_now()
 
     def _end_now(self) -> None:
         if self.ended:
@@ -634,18 +658,24 @@ class Turn:
             return await work
 
     async def _write(self, *, closing: bool, release: bool) -> None:
-        """Store what is pending, then what is staged; an empty entry closes a turn that is already stored."""
-        if self.refused is not None:
-            raise self.refused
-        if self._kept_nowhere:
-            self._take_staged()
-            self._pending, self._stored, self._counted = None, False, False
-        if self._pending is not None:
-            await self._append(self._pending)
-        if self._staged or (closing and (self._stored or self._leaves_trace)):
-            await self._append(self._entry(self._take_staged(), closing=closing), release=release)
-        elif release:
-            await self._release_quietly()
+        """Store what is pending, then what is staged; an empty entry closes a turn that is already stored.
+
+        Done again after it was cancelled, it goes on with the very entry whose outcome nobody has seen.
+        """
+        async with self._one_at_a_time:
+            if self.refused is not None:
+                raise self.refused
+            if self._kept_nowhere:
+                self._take_staged()
+                self._pending, self._stored, self._counted = None, False, False
+            if self._pending is not None and not self._pending.closing:
+                await self._append(self._pending)
+            if self._pending is None and (self._staged or (closing and (self._stored or self._leaves_trace))):
+                self._pending = self._entry(self._take_staged(), closing=closing)
+            if self._pending is not None:
+                await self._append(self._pending, release=release)
+            elif release:
+                await self._release_quietly()
 
     async def _reset(self) -> None:
         if self._kept_nowhere:
@@ -718,8 +748,10 @@ class Turn:
             if isinstance(one.item, Edit) and one.item.begins_anew:
                 pinned, pins = (), False
             pins = pins or one.pins
+        identifier = new_id()
+        self.id = self.id or identifier
         return Entry(
-            id=new_id(),
+            id=identifier,
             turn=self.id,
             token=self._token,
             epoch=head.epoch or self._epoch,
@@ -774,15 +806,17 @@ def _first_page(window: Window) -> int | None:
     return page if window.turns is None else min(page, window.turns)
 
 
-def _staged(item: Message | Edit, *, pins: bool) -> _Staged:
+def _staged(item: Item, *, pins: bool) -> _Staged:
     if isinstance(item, Edit):
         return _Staged(item, encode_edit(item), pins)
+    if isinstance(item, Note):
+        return _Staged(item, encode_note(item), pins=False)
     return _Staged(item, encode_message(item), item.role == "system")
 
 
 def _same_words(one: Message, other: Message) -> bool:
     """Return whether the same was said twice; two calls may have the same result."""
-    return (one.role, one.content, one.tool_call_id) == (other.role, other.content, other.tool_call_id)
+    return one.content == other.content and one.role == other.role and one.tool_call_id == other.tool_call_id
 
 
 def _limit(setting: str, allowed: int, actual: int) -> None:

@@ -23,8 +23,8 @@ _BREATH = 0.25
 class _Passage:
     """A conversation in use: since when its present turn is inside, since when turns of this process follow each other, and who waits."""
 
-    since: float = field(default_factory=time.monotonic)
-    run_since: float = field(default_factory=time.monotonic)
+    since: float
+    run_since: float
     queue: deque[asyncio.Future[None]] = field(default_factory=deque)
 
     @property
@@ -87,7 +87,8 @@ class Turnstile:
         """
         passage = self._passages.get(key.path)
         if passage is None:
-            self._passages[key.path] = _Passage(run_since=self._run_so_far(key))
+            now = time.monotonic()
+            self._passages[key.path] = _Passage(now, self._run_so_far(key, now))
             return
         if seconds <= 0 or len(passage.queue) >= self._max_waiting:
             raise ConversationBusy(passage.seconds)
@@ -136,8 +137,7 @@ class Turnstile:
         self._awaiting_rest.append(waiting)
         await asyncio.wait([waiting], timeout=seconds)
 
-    def _run_so_far(self, key: SessionKey) -> float:
-        now = time.monotonic()
+    def _run_so_far(self, key: SessionKey, now: float) -> float:
         if not self._is_shared(key):
             return now
         since, left = self._shared[key.path].run

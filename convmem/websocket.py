@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from convmem.connection import Connection, Services, need_existing, ours
 from convmem.context import current
+from convmem.conversation import Conversation
 from convmem.exceptions import ConfigurationError, ConvmemError, CookieNotSent, HistoryExpired, HistoryLost, StoreUnavailable
 from convmem.keys import SessionKey
 from convmem.problems import problem
@@ -58,10 +59,11 @@ class WebSocket(Connection):
         if not self._defers and self._foreign is None:
             self._resolved = await self._services.reader.read(self._request)
             await self._prepare()
-        self._scope = self._scope_for_app()
-        before = current.set(self._conversation)
+        conversation = Conversation(self)
+        scope = self._scope = self._scope_for_app(conversation)
+        before = current.set(conversation)
         try:
-            await app(self._scope, self._wire.receive, self._tell)
+            await app(scope, self._wire.receive, self._tell)
         except Exception as error:
             refusal = ours(error)
             if refusal is None:
@@ -69,17 +71,18 @@ class WebSocket(Connection):
             await self._refuse(refusal)
         finally:
             current.reset(before)
+            self._let_go()
 
     async def _prepare(self) -> None:
         """Read where loading is eager; what stands in the way is kept for whoever uses the conversation."""
-        owner, session_id = self._resolved.owner, self._resolved.session_id
-        if owner is None:
+        key = self._resolved.key
+        if key is None:
             return
         try:
-            self._work.turn = await self._open_or_degrade(owner, session_id)
+            self.turn = await self._open_or_degrade(key)
         except _PASSING as error:
             self._kept = error
-            self._work.turn = self._new(self._key(owner, session_id))
+            self.turn = self._new(key)
         except ConvmemError as error:
             self._kept = error
 
@@ -87,8 +90,8 @@ class WebSocket(Connection):
         """Read; what is appended needs a turn of its own."""
         await turn.look(claimed)
 
-    async def _open_or_degrade(self, owner: str, session_id: str) -> Turn:
-        turn = await super()._open_or_degrade(owner, session_id)
+    async def _open_or_degrade(self, key: SessionKey) -> Turn:
+        turn = await super()._open_or_degrade(key)
         turn.stay_closed()
         return turn
 
@@ -107,7 +110,7 @@ class WebSocket(Connection):
             raise CookieNotSent(msg)
         return super()._mint(session_id, needs_existing=needs_existing)
 
-    # The gate
+    # What its conversation asks
 
     async def load(self, owner: str | None, session_id: str | None) -> Turn:
         """Read the conversation a handler names, or the one the handshake does; not for a page of another origin, whoever signed in."""
@@ -123,7 +126,7 @@ class WebSocket(Connection):
     async def begin(self, key: SessionKey) -> Turn:
         """Return a turn, begun by the policy of the path."""
         needs_existing = await self._needs_existing(key)
-        turn = Turn(self._services.ledger, key)
+        turn = Turn(self.ledger, key)
         self._asked = key
         try:
             await turn.begin(self._policy)

@@ -14,6 +14,7 @@ from typing import Literal
 
 from convmem.exceptions import ConfigurationError
 from convmem.messages import Message, State, ToolCall
+from convmem.records import record
 from convmem.tokens import Counter, Meter
 
 NO_RESULT = "(There is no result: the call was interrupted.)"
@@ -63,12 +64,12 @@ class Window:
             raise ConfigurationError(msg)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Turn:
     """What one request appended.
 
     Attributes:
-        messages: In order.
+        messages: In order, each in the state `complete`, as it was decoded.
         state: Whether it has an end.
     """
 
@@ -76,7 +77,7 @@ class Turn:
     state: State = "complete"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class View:
     """What a window shows.
 
@@ -127,7 +128,9 @@ def view(
     while kept and not any(message.role == "user" for message in kept[0].messages):
         kept = kept[1:]
     lifted = [*pinned, *(message for turn in seen[: len(seen) - len(kept)] for message in turn.messages)]
-    flat = [message.in_state(turn.state) for turn in kept for message in turn.messages]
+    flat: list[Message] = []
+    for turn in kept:
+        flat += turn.messages if turn.state == "complete" else [message.in_state(turn.state) for message in turn.messages]
     valid = _begin_with_user(_paired(flat, window.unanswered, answers))
     return View((*_distinct_system(lifted, valid), *valid), len(kept), cut, full)
 

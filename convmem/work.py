@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
 
-from convmem.exceptions import ConversationBusy, ConversationNotLoaded, ConvmemError, StoreUnavailable
+from convmem.exceptions import ConversationBusy, ConversationNotLoaded, ConvmemError, StoreUnavailable, TurnClosed
 from convmem.keys import SessionKey
 from convmem.messages import Message
 from convmem.recording import Recording
@@ -18,63 +18,89 @@ from convmem.turns import Ledger, Turn
 logger = logging.getLogger("convmem.conversation")
 
 
-class Gate(Protocol):
-    """What stands between a handler and its conversation; the middleware's side of it."""
+class Reporting:
+    """Tells a work of the errors raised inside; a generator for a context manager takes four times as long."""
 
-    def touch(self) -> None:
-        """Note that the conversation is used; raise what stands in the way of that."""
+    __slots__ = ("_work",)
 
-    def raised(self, error: ConvmemError) -> None:
-        """Note an error a handler is given, to answer with it should the handler let it through."""
+    def __init__(self, work: Work) -> None:
+        """Begin with none."""
+        self._work = work
 
-    @property
-    def issue_session_id(self) -> Callable[[str, str], str]:
-        """Hands out an id for an owner and a tenant."""
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        """Tell, and let the error pass."""
+        if isinstance(error, ConvmemError):
+            self._work.note(error)
+
+
+class Work:
+    """What a `Conversation` and the code around its handler share. Made for one request, and used by it alone.
+
+    This is that of code outside of any request; a request and a WebSocket are works of their own kinds, which see to who uses the
+    conversation, and what becomes of an error.
+
+    Attributes:
+        ledger: What the turns of this worker share.
+        turn: The turn, seen without touching anything; None until `load` begins it.
+        recordings: The streams recorded in this turn.
+        degraded: Whether the store is down and the app runs without memory.
+        within: The work inside whose handler this one was opened, or runs when an app calls itself in process.
+        takes_turns: Whether messages are appended only inside ``async with conversation.turn():``, as on a WebSocket.
+    """
+
+    takes_turns = False
+    degraded = False
+    _failure: ConvmemError | None = None
+    _opening = False
+
+    def __init__(self, ledger: Ledger, turn: Turn | None = None, *, within: Work | None = None) -> None:
+        """Take a turn that has begun; None when `load` is to begin it."""
+        self.ledger = ledger
+        self.turn = turn
+        self.recordings: list[Recording[Any]] = []
+        self.within = within
+
+    # What depends on what is around it
 
     @property
     def degrades(self) -> bool:
         """Whether the app goes on without memory while the store is down."""
-
-    @property
-    def takes_turns(self) -> bool:
-        """Whether messages are appended only inside ``async with conversation.turn():``, as on a WebSocket."""
+        return False
 
     @property
     def hung_up(self) -> bool:
         """Whether the client of a WebSocket has left, so that a turn that breaks off keeps what was appended."""
+        return False
+
+    @property
+    def issue_session_id(self) -> Callable[[str, str], str] | None:
+        """How the middleware around this code hands out ids, for an owner and a tenant; None where there is none."""
+        return None if self.within is None else self.within.issue_session_id
+
+    def touch(self) -> None:
+        """Note that the conversation is used; raise what stands in the way of that."""
+
+    def note(self, error: ConvmemError) -> None:
+        """Tell the request around this code of an error its handler is given, to answer with it should the handler let it through."""
+        if self.within is not None:
+            self.within.note(error)
+
+    async def load(self, owner: str | None, session_id: str | None) -> Turn:  # noqa: ARG002 - for a request
+        """Resolve, load, and take the lease where the route takes one; the turn before, in which nothing was appended, is given up."""
+        msg = "This conversation is loaded; open another with open_conversation(key)."
+        raise TurnClosed(msg)
 
     async def before_turn(self) -> None:
         """Make way for a turn of its own: let the request's end first; forget that loading failed at a handshake."""
 
     async def begin(self, key: SessionKey) -> Turn:
         """Return a turn of its own on that conversation, begun."""
-
-    async def load(self, owner: str | None, session_id: str | None) -> Turn:
-        """Resolve, load, and take the lease where the route takes one."""
-
-
-class Work:
-    """What a `Conversation` and the code around its handler share. Made for one request, and used by it alone.
-
-    Attributes:
-        ledger: What the turns of this worker share.
-        turn: The turn, seen without touching anything; None until `load` begins it.
-        gate: The middleware's side; None outside of a request.
-        recordings: The streams recorded in this turn.
-        degraded: Whether the store is down and the app runs without memory.
-        within: The work inside whose handler this one was opened, or runs when an app calls itself in process.
-    """
-
-    def __init__(self, ledger: Ledger, turn: Turn | None = None, gate: Gate | None = None, *, within: Work | None = None) -> None:
-        """Take a turn that has begun; None when `load` is to begin it."""
-        self.ledger = ledger
-        self.turn = turn
-        self.gate = gate
-        self.recordings: list[Recording[Any]] = []
-        self.degraded = False
-        self.within = within
-        self._failure: ConvmemError | None = None
-        self._opening = False
+        turn = Turn(self.ledger, key)
+        await turn.begin()
+        return turn
 
     # Using it
 
@@ -86,42 +112,16 @@ class Work:
             ConversationNotLoaded: Loading is deferred, and was not done.
             ConvmemError: Whatever kept the conversation from being loaded.
         """
-        try:  # not `reporting`: every member of every conversation comes by here
-            if self.gate is not None:
-                self.gate.touch()
+        with self.reporting():
+            self.touch()
             if self.turn is not None:
                 return self.turn
             msg = "Loading is deferred on this route: `await conversation.load(owner=…, session_id=…)` before reading or appending."
             raise ConversationNotLoaded(msg)
-        except ConvmemError as error:
-            self.note(error)
-            raise
 
-    def touch(self) -> None:
-        """Note that a handler has the conversation; raise what stands in the way of that."""
-        if self.gate is None:
-            return
-        try:
-            self.gate.touch()
-        except ConvmemError as error:
-            self.note(error)
-            raise
-
-    @contextmanager
-    def reporting(self) -> Iterator[None]:
-        """Note the errors raised inside."""
-        try:
-            yield
-        except ConvmemError as error:
-            self.note(error)
-            raise
-
-    def note(self, error: ConvmemError) -> None:
-        """Tell the request around this code of an error its handler is given."""
-        if self.gate is not None:
-            self.gate.raised(error)
-        elif self.within is not None:
-            self.within.note(error)
+    def reporting(self) -> Reporting:
+        """Note the errors raised inside a ``with``."""
+        return Reporting(self)
 
     def fail(self, error: ConvmemError) -> None:
         """Have the turn fail with that error where it would be stored. The first error counts."""
@@ -138,13 +138,6 @@ class Work:
         own = self.turn is not None and not self.turn.ended and self.turn.key == key and self.ledger.store is store
         return own or (self.within is not None and self.within.runs(key, store))
 
-    @property
-    def issue_session_id(self) -> Callable[[str, str], str] | None:
-        """How the middleware around this request hands out ids; None outside of a request."""
-        if self.gate is not None:
-            return self.gate.issue_session_id
-        return None if self.within is None else self.within.issue_session_id
-
     async def open(self) -> None:
         """Begin a turn of its own, after the one before has ended.
 
@@ -155,28 +148,20 @@ class Work:
             raise ConversationBusy(own_turn=True)
         self._opening = True
         try:
-            if self.gate is not None:
-                await self.gate.before_turn()
+            await self.before_turn()
             before = self.used
             if not before.ended or (self.within is not None and self.within.runs(before.key, self.ledger.store)):
                 raise ConversationBusy(own_turn=True)
             self.degraded = False
-            turn = await self._begun(before.key)
+            turn = await self.begin(before.key)
         finally:
             self._opening = False
         self.turn, self.recordings, self._failure = turn, [], None
 
-    async def _begun(self, key: SessionKey) -> Turn:
-        if self.gate is not None:
-            return await self.gate.begin(key)
-        turn = Turn(self.ledger, key)
-        await turn.begin()
-        return turn
-
     @property
     def between_turns(self) -> bool:
         """Whether this is the work of a WebSocket on which no turn is open."""
-        return self.gate is not None and self.gate.takes_turns and (self.turn is None or self.turn.ended) and not self._opening
+        return self.takes_turns and (self.turn is None or self.turn.ended) and not self._opening
 
     # Recording
 
@@ -203,7 +188,7 @@ class Work:
         try:
             await turn.save()
         except StoreUnavailable as error:
-            if self.gate is None or not self.gate.degrades:
+            if not self.degrades:
                 raise
             logger.warning("the store is down; this request goes on without memory: %s", error)
             turn.detach()
@@ -220,7 +205,7 @@ class Work:
         if self._failure is not None:
             await self.break_off()
             self._raise_failure()
-        if self.recording:
+        if self.recordings and self.recording:
             await self.interrupt()
         elif self.turn is not None:
             await self.turn.close()
@@ -230,7 +215,7 @@ class Work:
         try:
             await self.finish()
         except StoreUnavailable as error:
-            if self.gate is None or not (self.gate.takes_turns and self.gate.degrades):
+            if not (self.takes_turns and self.degrades):
                 raise
             await self.abandon()
             logger.warning("the store is down; this turn is not stored: %s", error)
@@ -238,9 +223,8 @@ class Work:
 
     async def end_broken(self, error: BaseException) -> None:
         """End a turn of its own whose block raised. That error is the one to be seen: one of ours on top of it is only logged."""
-        hung_up = self.gate is not None and self.gate.hung_up
         try:
-            await (self.interrupt() if hung_up or isinstance(error, asyncio.CancelledError) else self.break_off())
+            await (self.interrupt() if self.hung_up or isinstance(error, asyncio.CancelledError) else self.break_off())
         except ConvmemError as failure:
             await self.abandon()
             logger.error("an interrupted turn could not be stored: %s", failure)  # noqa: TRY400 - the block's error is being raised

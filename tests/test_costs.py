@@ -1,10 +1,12 @@
 """P9 in numbers that every machine agrees on: round trips, bytes, pages written, calls, memory. A slow machine turns none of them red."""
 
 import asyncio
+import gc
 import sqlite3
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
@@ -186,10 +188,10 @@ class TestOnTheDisk:
 
 
 CALLS = {
-    "a visitor who only passes by": (still.bare, "GET", 0, 75),
-    "a visitor who reads nothing": (still.reading, "GET", 0, 87),
-    "a commit": (still.appending, "POST", 0, 170),
-    "a window of fifty messages, read": (still.talking, "POST", 25, 620),
+    "a visitor who only passes by": (still.bare, "GET", 0, 56),
+    "a visitor who reads nothing": (still.reading, "GET", 0, 71),
+    "a commit": (still.appending, "POST", 0, 142),
+    "a window of fifty messages, read": (still.talking, "POST", 25, 400),
 }
 """App, method, turns in the window, and how many calls of convmem's functions it may take."""
 
@@ -201,6 +203,26 @@ class TestInTheProcess:
         app, method, turns, most = CALLS[name]
         counted = await self._calls(app, method, turns)
         assert counted <= most
+
+    @pytest.mark.parametrize("app", [still.bare, still.reading, still.appending], ids=["passing by", "reading", "a commit"])
+    async def test_a_request_begins_no_task(self, app: ASGIApp) -> None:
+        """A task takes longer than a request does otherwise, and puts every step of it behind whatever else is waiting to run."""
+        begun: list[str] = []
+
+        def note(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> Any:
+            begun.append(str(work))
+            return asyncio.Task(work, loop=loop, **options)
+
+        wrapped_app, scope = wrapped(app, StillStore()), request_scope(visitor_cookie())
+        asyncio.get_running_loop().set_task_factory(note)
+        try:
+            for _ in range(2):
+                await ask(wrapped_app, scope, Sink())
+            assert begun == []
+            await asyncio.create_task(asyncio.sleep(0))
+            assert len(begun) == 1, "and one that is begun is seen"
+        finally:
+            asyncio.get_running_loop().set_task_factory(None)
 
     async def test_calls_do_not_depend_on_what_is_stored(self) -> None:
         """A window of five turns costs the same in front of five turns and of a thousand."""
@@ -254,3 +276,22 @@ async def test_the_count_is_of_what_runs() -> None:
     with calls() as counted:
         Head().same(Head())
     assert counted.total == 1
+
+
+@pytest.mark.parametrize("app", [still.talking, streaming], ids=["a commit", "a stream"])
+async def test_a_window_is_freed_with_its_request(app: ASGIApp) -> None:
+    """It is not left to the garbage collector, which finds it much later, and holds up all requests while it looks."""
+    seen: list[weakref.ref[Conversation]] = []
+
+    async def noting(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(weakref.ref(current_conversation()))
+        await app(scope, receive, send)
+
+    wrapped_app, scope = wrapped(noting, StillStore(5)), request_scope(visitor_cookie())
+    gc.disable()
+    try:
+        for _ in range(2):
+            await ask(wrapped_app, scope, Sink())
+        assert [conversation() for conversation in seen] == [None, None]
+    finally:
+        gc.enable()

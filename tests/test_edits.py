@@ -209,16 +209,3 @@ async def test_the_end_of_a_history_is_read_without_the_rest(store, limit):
         history = await conversation.history(limit=limit)
         assert [message.text for message in history] == [*(message.text for message in said), "present"][-limit or 200 :]
     assert (counted.calls["load"] > 1) == (limit > 50)
-
-
-async def test_what_is_hidden_is_read_by_who_asks_for_it(store):
-    """The log has it still: an audit, or a framework that goes back to a branch it left. What was cleared stays out of sight."""
-    await say(store, Message.user("cleared"))
-    async with open_conversation(KEY, store=store) as conversation:
-        await conversation.clear()
-    await say(store, Message.user("one"), Message.assistant("two", id="two"))
-    async with open_conversation(KEY, store=store) as conversation:
-        conversation.edit(Edit(action="hide", ids=("two",)), Message.assistant("three"))
-        for limit in (None, 50):
-            assert [message.text for message in await conversation.history(hidden=True, limit=limit)] == ["one", "two", "three"]
-        assert [message.text for message in await conversation.history()] == ["one", "three"]

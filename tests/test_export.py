@@ -32,7 +32,7 @@ from convmem import (
     from_callable,
     open_conversation,
 )
-from convmem.messages import decode_body, decode_messages, encode_message, encode_messages
+from convmem.messages import Item, decode_body, decode_messages, encode_message, encode_messages
 from convmem.stores.base import Kind, Store
 from convmem.stores.memory import MemoryStore
 from convmem.testing import FaultyStore, Writer
@@ -84,8 +84,8 @@ def of_type(lines: list[dict], kind: str) -> list[dict]:
     return [line for line in lines if line["type"] == kind]
 
 
-def bodies(lines: list[dict]) -> list[Message | Edit]:
-    """Return every message and edit, decoded as from a store."""
+def bodies(lines: list[dict]) -> list[Item]:
+    """Return every message, edit and note, decoded as from a store."""
     return [item for line in of_type(lines, "entry") for item in decode_body(json.dumps(line["messages"]).encode())]
 
 

@@ -40,6 +40,23 @@ async def stored(store):
         return [message.text for message in conversation.messages]
 
 
+def test_an_outage_is_logged_a_line_a_request_and_one_traceback(caplog):
+    """A thousand requests meet one cause: the log names it each time, and shows where it came from once a minute."""
+
+    class Down(MemoryStore):
+        async def load(self, key, **options):
+            raise StoreUnavailable("memory", "load") from ConnectionRefusedError("nobody there")
+
+    async def chat(request: Request):
+        await get_conversation(request)
+        return PlainTextResponse("ok")
+
+    app = client(Down(), chat)
+    assert [app.post("/chat").status_code for _ in range(3)] == [503, 503, 503]
+    lines = [record for record in caplog.records if record.message.startswith("store_unavailable: ")]
+    assert [bool(record.exc_info and record.exc_info[0]) for record in lines] == [True, False, False]
+
+
 @pytest.mark.asyncio
 @pytest.mark.parametrize("streams", [False, True])
 async def test_a_failed_turn_answers_with_its_failure(streams):

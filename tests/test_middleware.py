@@ -493,7 +493,13 @@ class TestVisitors:
 
     async def test_two_parallel_first_requests_are_two_visitors(self, world):
         """Said in the documentation; the cookie that arrives last stays."""
-        client = world.serve(app_of())
+        both = asyncio.Barrier(2)
+
+        async def meet(request):
+            await both.wait()
+            return await say(request)
+
+        client = world.serve(app_of(meet))
         answers = await asyncio.gather(client.post(user=None), client.post(user=None))
         assert len({answer.data["owner"] for answer in answers}) == 2
 

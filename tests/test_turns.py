@@ -211,3 +211,49 @@ async def test_the_pinned_positions_follow_the_system_messages(world, ledger):
         await (await begun(ledger, None, str(i))).close()
     log = await world.inner.load(ADA, turns=1)
     assert [stored.n for stored in log.pinned] == [1]
+
+
+@pytest.mark.parametrize("saved", [0, 1])
+async def test_a_turn_cancelled_at_any_moment_of_its_end_is_stored_once_and_whole(world, ledger, saved):
+    """What was cancelled is done again, with the same entry: the store knows it, whether or not it had stored it before."""
+    world.store.delay = timedelta(milliseconds=2)
+    for moment in range(12):
+        turn = await begun(ledger, None, "hi")
+        if saved:
+            await turn.save()
+        ending = asyncio.create_task(turn.close())
+        await asyncio.sleep(moment / 2000)
+        ending.cancel()
+        await asyncio.gather(ending, return_exceptions=True)
+        await ledger.drain(5)
+        assert turn.ended
+        log = await world.log()
+        own = [stored.entry for stored in log.entries if stored.entry.turn == turn.id]
+        assert (len(own), own[-1].closing, sum(entry.count for entry in own)) == (1 + saved, True, 1)
+        assert log.holder.token == ""
+
+
+async def test_the_next_turn_here_waits_until_a_cancelled_one_is_stored(world, ledger):
+    """It takes its place in the queue, and need not poll the store for a lease of its own process."""
+    turn = await begun(ledger, None, "hi")
+    world.store.delay = timedelta(milliseconds=50)
+    ending = asyncio.create_task(turn.close())
+    await asyncio.sleep(0.01)
+    ending.cancel()
+    world.store.calls.clear()
+    following = await begun(ledger, None, "ho")
+    assert world.store.calls == ["append", "load"]
+    assert turn.ended
+    await following.close()
+
+
+async def test_a_save_that_was_cancelled_is_stored_once_and_the_turn_goes_on(world, ledger):
+    """A handler may give up waiting for it; what it appended is under way."""
+    turn = await begun(ledger, None, "hi")
+    world.store.delay = timedelta(milliseconds=20)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(turn.save(), 0.01)
+    turn.stage([Message.assistant("ho")])
+    await turn.close()
+    assert await world.texts() == ["user: hi", "assistant: ho"]
+    assert await world.states() == ["complete"]

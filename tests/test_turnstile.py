@@ -41,7 +41,7 @@ async def test_who_may_not_wait_is_told_how_long_the_other_is_inside():
     await asyncio.sleep(0.05)
     with pytest.raises(ConversationBusy) as caught:
         await turnstile.enter(KEY, 0)
-    assert 0.04 < caught.value.running_seconds < 1
+    assert 0.04 < caught.value.running_seconds < 10
 
 
 async def test_the_clock_of_who_is_inside_starts_when_they_go_in():
@@ -49,12 +49,12 @@ async def test_the_clock_of_who_is_inside_starts_when_they_go_in():
     turnstile = Turnstile(8)
     await turnstile.enter(KEY, 0)
     waiting = asyncio.create_task(turnstile.enter(KEY, 5))
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(1)
     turnstile.leave(KEY)
     await waiting
     with pytest.raises(ConversationBusy) as caught:
         await turnstile.enter(KEY, 0)
-    assert caught.value.running_seconds < 0.08
+    assert caught.value.running_seconds < 0.9
 
 
 async def test_a_wait_ends_when_its_time_is_over_and_blocks_nobody_after():

@@ -1,8 +1,8 @@
-"""LangChain's memory in convmem: histories, middleware for agents, and conversion of messages.
+"""LangChain's memory in convmem: histories, middleware for agents, a checkpointer for graphs, and conversion of messages.
 
 Inside a request all of it takes the conversation from ``convmem.ConversationMiddleware``; in a job, from
-``convmem.open_conversation``. `MemoryMiddleware` needs ``langchain``, the rest only ``langchain-core``; both are imported when a
-name of theirs is first used.
+``convmem.open_conversation``. `MemoryMiddleware` needs ``langchain``, `ConversationSaver` needs ``langgraph``, the rest only
+``langchain-core``; they are imported when a name of theirs is first used.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ if TYPE_CHECKING:
         from_langchain as from_langchain,
         to_langchain as to_langchain,
     )
-    from convmem_langchain._middleware import (
-        MemoryMiddleware as MemoryMiddleware,
-        UnsavedQuestionWarning as UnsavedQuestionWarning,
-    )
+    from convmem_langchain._middleware import MemoryMiddleware as MemoryMiddleware
+    from convmem_langchain._portal import UnsavedQuestionWarning as UnsavedQuestionWarning
+    from convmem_langchain._saver import ConversationSaver as ConversationSaver, current_thread as current_thread
 
 _HOMES = {
     "ConversationHistory": "_history",
+    "ConversationSaver": "_saver",
     "MemoryMiddleware": "_middleware",
     "UnknownMessageClassWarning": "_messages",
-    "UnsavedQuestionWarning": "_middleware",
+    "UnsavedQuestionWarning": "_portal",
     "check_history_key": "_check",
     "chunk_text": "_messages",
+    "current_thread": "_saver",
     "from_langchain": "_messages",
     "to_langchain": "_messages",
 }
 _NEEDS = {
     "langchain_core": 'convmem_langchain needs: pip install "convmem[langchain]"',
     "langchain": 'MemoryMiddleware needs create_agent\'s package: pip install "convmem[langchain]" "langchain>=1"',
-    "langgraph": 'MemoryMiddleware needs create_agent\'s package: pip install "convmem[langchain]" "langchain>=1"',
+    "langgraph": 'MemoryMiddleware and ConversationSaver need LangGraph: pip install "convmem[langgraph]"',
 }
 
 __all__ = list(_HOMES)

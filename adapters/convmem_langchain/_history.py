@@ -197,7 +197,7 @@ class ConversationHistory(BaseChatMessageHistory):
             return current_conversation()
         if isinstance(self._given, Conversation):
             return self._given
-        around = _around()
+        around = conversation_around()
         here = around is not None and around.key == self._given and self._store in (None, around.store) and not around.closed
         return around if here else None
 
@@ -244,7 +244,7 @@ class ConversationHistory(BaseChatMessageHistory):
             raise
 
     def _remember(self, error: ConvmemError) -> None:
-        conversation = self._given if isinstance(self._given, Conversation) else _around()
+        conversation = self._given if isinstance(self._given, Conversation) else conversation_around()
         if conversation is None:
             self.failure = error
             logger.error("messages were not kept: %s", error)
@@ -252,7 +252,8 @@ class ConversationHistory(BaseChatMessageHistory):
             conversation.fail(error)
 
 
-def _around() -> Conversation | None:
+def conversation_around() -> Conversation | None:
+    """Return the conversation of the code that runs; None where there is none."""
     try:
         return current_conversation()
     except NoConversation:

@@ -101,6 +101,18 @@ def chunk_text(chunk: object) -> str | None:
     return str.__str__(chunk.text) or None if isinstance(chunk, AIMessage) else None
 
 
+def identified(message: Message) -> BaseMessage:
+    """Return LangChain's message, always with the id by which it is known again."""
+    native = _native(message)
+    return native if native.id else native.model_copy(update={"id": message.id})
+
+
+def native_id(message: Message) -> str | None:
+    """Return the id LangChain's message has, without converting it; None when it has none."""
+    extras = message.extras.get(NAME)
+    return (extras or {}).get("id", message.id) or None
+
+
 # From LangChain
 
 

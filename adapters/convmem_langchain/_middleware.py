@@ -11,14 +11,10 @@ from langgraph.config import get_config
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.runtime import Runtime
 
-from convmem import ConfigurationError, Conversation, Message, current_conversation
+from convmem import ConfigurationError, Conversation, current_conversation
 
-from ._messages import from_langchain, to_langchain
-from ._portal import here, run_on
-
-
-class UnsavedQuestionWarning(UserWarning):
-    """A synchronous agent runs on the event loop of its app, which can therefore store nothing before the answer."""
+from ._messages import from_langchain, identified
+from ._portal import UnsavedQuestionWarning, here, run_on
 
 
 class MemoryMiddleware(AgentMiddleware):
@@ -103,7 +99,7 @@ def _begin(state: AgentState[Any]) -> Conversation:
 
 
 def _with_history(conversation: Conversation) -> dict[str, Any]:
-    return {"messages": [RemoveMessage(id=REMOVE_ALL_MESSAGES), *map(_identified, conversation.messages)]}
+    return {"messages": [RemoveMessage(id=REMOVE_ALL_MESSAGES), *map(identified, conversation.messages)]}
 
 
 def _append_new(state: AgentState[Any]) -> None:
@@ -115,12 +111,6 @@ def _append_new(state: AgentState[Any]) -> None:
     known = {message.id for message in conversation.messages}
     said: list[AnyMessage] = state["messages"]
     conversation.append(*(from_langchain(message) for message in said if message.id not in known and not _is_for_the_model(message)))
-
-
-def _identified(message: Message) -> BaseMessage:
-    """Return LangChain's message, always with the id by which it is known again."""
-    native = to_langchain(message)
-    return native if native.id else native.model_copy(update={"id": message.id})
 
 
 def _is_for_the_model(message: BaseMessage) -> bool:

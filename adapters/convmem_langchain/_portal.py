@@ -12,6 +12,10 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+class UnsavedQuestionWarning(UserWarning):
+    """A synchronous agent or graph runs on the event loop of its app, which can therefore store nothing before the answer."""
+
+
 class Portal:
     """An event loop for code that has none, or may not use the one it runs under; it ends with its last user.
 

@@ -280,7 +280,8 @@ async def _line_in(conversation: Conversation, entry_id: str, limit: int | None)
     ids = [stored.entry.id for stored in seen]
     if entry_id in ids:
         return seen[: ids.index(entry_id) + 1][-limit if limit else 0 :]
-    everything = {stored.entry.id: stored for stored in _entries(await conversation.history(hidden=True))}
+    said = [item for turn in (await conversation.all_said()).turns for item in turn if isinstance(item, Message)]
+    everything = {stored.entry.id: stored for stored in _entries(said)}
     line: list[_Stored] = []
     place: str | None = entry_id
     while place in everything and (limit is None or len(line) < limit):

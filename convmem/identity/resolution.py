@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from convmem.identity.policy import IdentityPolicy
 
 _NO_VISIT = Visit()
+_REMEMBERED = 1024
+_LONGEST_REMEMBERED = 1024
 _NOTHING = Identity()
 _UNREADABLE_USER = "a user who cannot be named"
 
@@ -38,10 +40,12 @@ _UNREADABLE_USER = "a user who cannot be named"
 class Resolved:
     """Whose conversation one request means, and which; and what its answer has to say about that.
 
-    There is an owner, or `refusal` says why there is none, or a visitor may be minted. Only `mint` changes it.
+    There is an owner, or `refusal` says why there is none, or a visitor may be minted. Only `mint` changes it, and only where there is
+    no owner: one with an owner is shared by all requests it is the answer to.
 
     Attributes:
         owner: Its kind in front, as in ``user:42``; None when nobody is known (yet).
+        key: The address that owner, session id and tenant make; None without an owner.
         session_id: A valid one; ``default`` when the request names none.
         tenant: Empty when the app has none.
         source: What found the owner: ``user``, ``callable``, ``visitor cookie``, ``visitor header``, ``session header``; ``new visitor``
@@ -66,12 +70,19 @@ class Resolved:
     _vary: bytes = field(default=b"Cookie", repr=False)
     _user_before: str | None = field(default=None, repr=False)
     _watches_user: bool = field(default=False, repr=False)
+    key: SessionKey | None = field(default=None, init=False, repr=False)
     _newcomer: str = field(default="", init=False, repr=False)
     _minted: str | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Choose who a new visitor would be now: handlers may touch a conversation from several threads at once."""
-        if self.may_mint:
+        """Make the address, or choose who a new visitor would be: handlers may touch a conversation from several threads at once.
+
+        Raises:
+            InvalidIdentity: They make no address.
+        """
+        if self.owner is not None:
+            self.key = SessionKey(self.owner, self.session_id, self.tenant)
+        elif self.refusal is None:
             self._newcomer = new_visitor_id()
 
     @property
@@ -98,6 +109,7 @@ class Resolved:
             self._minted = self._newcomer
             self.source = "new visitor"
             self.owner = f"visitor:{self._newcomer}"
+            self.key = SessionKey(self.owner, self.session_id, self.tenant)
         return self.owner
 
     def response_headers(self, *, touched: bool) -> list[tuple[bytes, bytes]]:
@@ -180,6 +192,7 @@ class IdentityReader:
         self._vary = _vary(policy, (*self._who, *self._which), knows_visitors=self._knows_visitors)
         self._usual = policy.who == ("user", "visitor") and not policy.resolvers and policy.session_from == ("header",)
         self._telling = frozenset((self._trusted.name, self._visitors.header))
+        self._remembered: dict[tuple[bytes, str], Resolved] = {}
 
     @property
     def rejected_tokens(self) -> dict[Rejection, int]:
@@ -193,18 +206,29 @@ class IdentityReader:
         `InvalidIdentity` (a malformed or doubled id, two sources that differ, nobody known), `PrincipalConflict`, `SessionNotTrusted`,
         `CrossSite`, and any other `ConvmemError` of a resolver or of reading the key record. Other exceptions of a resolver pass through.
         """
-        visit = self._usual_visit(scope) if self._usual else None
-        if visit is not None and visit.token is not None:
-            return self._resolved(scope, owner=f"visitor:{visit.token.visitor_id}", source=visit.source, visit=visit)
+        cookies = self._all_there_is(scope) if self._usual else None
+        if cookies is None:
+            return await self._read_anew(scope)
+        known = self._remembered.get(cookies)
+        if known is not None and known.visit.token is not None and self._visitors.still_accepts(known.visit.token):
+            return known
+        resolved = await self._read_anew(scope)
+        if resolved.visit.token is not None and len(cookies[0]) <= _LONGEST_REMEMBERED:
+            self._remembered[cookies] = resolved
+            while len(self._remembered) > _REMEMBERED:
+                del self._remembered[next(iter(self._remembered))]
+        return resolved
+
+    async def _read_anew(self, scope: Scope) -> Resolved:
         try:
             return await self._read(scope)
         except ConvmemError as error:
             return self._resolved(scope, refusal=error, names_session=False)
 
-    def _usual_visit(self, scope: Scope) -> Visit | None:
-        """Return the visit of what nearly every request is: one cookie header that was accepted before, and nothing else of identity.
+    def _all_there_is(self, scope: Scope) -> tuple[bytes, str] | None:
+        """Return all that says who makes a request, where that is one ``Cookie`` header and the scheme, as in nearly every request.
 
-        None leaves it to `_read`, which says the same, and looks at everything.
+        What was made of them before is good for every request that has the same; None where anything else counts too.
         """
         if scope.get("user") is not None:
             return None
@@ -216,7 +240,7 @@ class IdentityReader:
                 cookies = value
             elif name in self._telling or (name == b"sec-fetch-site" and value == b"cross-site"):
                 return None
-        return None if cookies is None else self._visitors.again(scope, cookies)
+        return None if cookies is None else (cookies, scope.get("scheme", ""))
 
     async def needs_existing(self, owner: str | None, session_id: str, tenant: str) -> bool:
         """Return whether only an existing conversation may have this id: under ``CLIENT_IDS=issued``, when it was not handed out.
@@ -253,7 +277,8 @@ class IdentityReader:
             owner, source = f"header:{session_id}", "session header"
         if owner is None and (refusal := self._refusal(scope, claim)):
             return self._resolved(scope, session_id=session_id, tenant=claim.tenant, visit=claim.visit, refusal=refusal)
-        SessionKey(owner or "visitor:new", session_id, claim.tenant)
+        if owner is None:
+            SessionKey("visitor:new", session_id, claim.tenant)
         return self._resolved(
             scope,
             owner=owner,

@@ -37,8 +37,6 @@ _TOKEN = re.compile(rb"v1\.([A-Za-z0-9_-]{8})\.([A-Za-z0-9_-]{43})\.([1-9][0-9]{
 _CLOCK_SKEW = 300
 _WARN_EVERY_SECONDS = 60.0
 _ASK_FOR_NEW = b"new"
-_REMEMBERED = 1024
-_LONGEST_REMEMBERED = 1024
 
 Carrier = Literal["cookie", "cookie over https", "header"]
 
@@ -141,7 +139,7 @@ class Visitors:
         self._cookie = policy.full_cookie_name.encode("ascii")
         self._keyring = keyring
         self._clock = clock
-        self._accepted: dict[bytes, VisitorToken] = {}
+        self._max_age = policy.max_age.total_seconds()
 
     async def read(self, scope: Scope) -> Visit:
         """Return the visitor whose token came with this request.
@@ -165,30 +163,15 @@ class Visitors:
             return Visit(status=TokenStatus.REJECTED, asks_for_new=asks_for_new, carrier=self._carrier(scope, header))
         if token := _newest(opened[cookie] for cookie in cookies):
             renewed_by = None if withholds_cookie(scope, self.policy.samesite) else _cookie_over(scope)
-            if header is None:
-                self._remember(scope, token)
             return Visit(token, "visitor cookie", TokenStatus.ACCEPTED, asks_for_new, renewed_by)
         return Visit(_newest(opened.values()), "visitor header", TokenStatus.ACCEPTED, asks_for_new, "header")
 
-    def again(self, scope: Scope, cookies: bytes) -> Visit | None:
-        """Return the visit of a request whose only ``Cookie`` header was accepted before, and would be now; None when it was not.
-
-        It costs no MAC and no parsing. The request must have neither the visitor's header nor come from another site.
-        """
-        token = self._accepted.get(cookies)
-        if token is None or not self._keyring.knows(token.key_id) or self._is_old(token):
-            return None
-        return Visit(token, "visitor cookie", TokenStatus.ACCEPTED, carrier=_cookie_over(scope))
-
-    def _remember(self, scope: Scope, token: VisitorToken) -> None:
-        headers = header_values(scope, b"cookie")
-        if len(headers) == 1 and len(headers[0]) <= _LONGEST_REMEMBERED:
-            self._accepted[headers[0]] = token
-            while len(self._accepted) > _REMEMBERED:
-                del self._accepted[next(iter(self._accepted))]
+    def still_accepts(self, token: VisitorToken) -> bool:
+        """Return whether a token that was accepted before would be now: its key is still there, and it has not grown too old."""
+        return self._keyring.knows(token.key_id) and not self._is_old(token)
 
     def _is_old(self, token: VisitorToken) -> bool:
-        return self._clock() - token.issued_at > self.policy.max_age.total_seconds()
+        return self._clock() - token.issued_at > self._max_age
 
     def sign(self, visitor_id: str) -> str:
         """Return a token for this visitor, issued now and signed by the first key."""
@@ -199,7 +182,7 @@ class Visitors:
     def is_due(self, token: VisitorToken) -> bool:
         """Return whether a token has to be issued anew: past half its life, from a clock ahead of ours, or signed by an older key."""
         age = self._clock() - token.issued_at
-        return token.key_id != self._keyring.key_id or not -_CLOCK_SKEW <= age <= self.policy.max_age.total_seconds() / 2
+        return token.key_id != self._keyring.key_id or not -_CLOCK_SKEW <= age <= self._max_age / 2
 
     def carry(self, visitor_id: str, carrier: Carrier) -> tuple[bytes, bytes]:
         """Return the response header that hands this visitor a new token."""

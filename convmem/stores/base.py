@@ -19,9 +19,10 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import groupby
 from math import isfinite
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from convmem.keys import SessionKey
+from convmem.records import record
 
 ENTRY_FORMAT = 1
 NO_PAGE_CURSOR = "after is not a cursor of a page of conversations."
@@ -48,7 +49,7 @@ class Outcome(StrEnum):
     GONE = "gone"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Head:
     """Where a log ends. `Head()` is that of a conversation nobody has ever written.
 
@@ -87,7 +88,7 @@ class Head:
         return cls(epoch="" if epoch == "-" else epoch, n=int(n), id="" if entry == "-" else entry)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Entry:
     """One atomic batch of messages, as the caller hands it to `Store.append`. It carries the head it becomes.
 
@@ -149,34 +150,19 @@ class Entry:
         format: int = ENTRY_FORMAT,  # noqa: A002
         key_id: str = "",
     ) -> Entry:
-        """Return an entry as a store has kept it: checked when it was stored, and not again.
-
-        A frozen object is filled field by field by `object.__setattr__`, and then checked; over a window of entries that takes longer
-        than everything else a load does in Python. So it is filled as an object of the same slots that is not frozen yet.
-        """
-        entry = _Unfrozen()
-        entry.id, entry.turn, entry.token, entry.epoch, entry.body, entry.count = id, turn, token, epoch, body, count
-        entry.kind, entry.closing, entry.turns, entry.start, entry.pinned, entry.hides = kind, closing, turns, start, pinned, hides
-        entry.format, entry.key_id = format, key_id
-        entry.__class__ = cls  # type: ignore[assignment]  # CPython and PyPy allow it where the slots are the same
-        return entry  # type: ignore[return-value]
+        """Return an entry as a store has kept it: checked when it was stored, and not again."""
+        entry = cls.__new__(cls)
+        entry.id, entry.turn, entry.token, entry.epoch, entry.body, entry.count = id, turn, token, epoch, body, count  # type: ignore[misc]
+        entry.kind, entry.closing, entry.turns, entry.start, entry.pinned = kind, closing, turns, start, pinned  # type: ignore[misc]
+        entry.hides, entry.format, entry.key_id = hides, format, key_id  # type: ignore[misc]
+        return entry
 
     def head_at(self, n: int) -> Head:
         """Return the head this entry is, once it stands at position n."""
         return Head(self.epoch, n, self.id, self.turns, self.start, self.pinned)
 
 
-class _Unfrozen:
-    """An `Entry` that is being filled."""
-
-    __slots__ = Entry.__slots__
-
-    if TYPE_CHECKING:
-
-        def __setattr__(self, name: str, value: object, /) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
+@record
 class StoredEntry:
     """An entry where it stands.
 
@@ -190,7 +176,7 @@ class StoredEntry:
     stored_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Lease:
     """The wish to hold a conversation: a random token, and how long it is held when nobody renews it."""
 
@@ -198,7 +184,7 @@ class Lease:
     term: timedelta
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Holder:
     """Who holds a conversation at the moment of a load, by the store's clock.
 
@@ -213,7 +199,7 @@ class Holder:
     remaining: timedelta = timedelta()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Lookup:
     """What became of a turn, looked up in the whole life of the conversation, before resets and behind edits too.
 
@@ -229,7 +215,7 @@ class Lookup:
     visible: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LoadedTurn:
     """The visible entries of one turn.
 
@@ -242,7 +228,7 @@ class LoadedTurn:
     state: Literal["running", "interrupted", "complete"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Log:
     """What a load returns: one consistent view.
 
@@ -289,7 +275,7 @@ class Log:
         return LoadedTurn(last.turn, entries, "running" if last.token == self.holder.token else "interrupted")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Appended:
     """How an append ended.
 

@@ -1,16 +1,19 @@
-"""PostgresStore: any number of processes on any number of hosts, one statement for each verb.
+"""PostgresStore: any number of processes on any number of hosts, one trip for each verb.
 
 One row for each entry, one for each conversation, which every append updates where it stands. Who may write is decided by the
 rows themselves, at READ COMMITTED: an append locks the lease row, moves the conversation if it is still as it saw it, and only
 then inserts its entry; all in one statement, of which the text is in ``sql/postgres``. A statement that had to wait for a row
-sees what was before: it then stores nothing and is sent again.
+sees what was before: it then stores nothing and is sent again. Loads and appends that wait at the same time share a statement.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any, ClassVar, Literal
 from urllib.parse import unquote
 from uuid import UUID
@@ -45,11 +48,13 @@ from convmem.stores.base import (
     read_walk_cursor,
     walk_cursor,
 )
+from convmem.stores.postgres_batches import Statement
 from convmem.stores.postgres_connections import BorrowedConnections, Connections, OwnConnections, Pooling
 from convmem.stores.postgres_database import MOST_TRIES, Database, Rules, durability
 from convmem.stores.postgres_schema import Migrate, missing_tables
 
-_KINDS = {kind.value: kind for kind in Kind}
+_POSITION = attrgetter("n")
+_LOAD, _NEXT, _FIRST = Statement("load", "load"), Statement("append", "follow", ("next",)), Statement("append", "follow", ("first",))
 ENTRIES_A_MESSAGE = 2
 """So many entries for each message asked for are looked at to find where a window begins; more are when that was not enough."""
 ADDRESSES_A_PAGE = 20
@@ -131,12 +136,21 @@ class PostgresStore(Store):
         lease: Lease | None = None,
     ) -> Log:
         """See `Store.load`."""
+        if messages == 0:
+            turns, messages = 0, None
         looked_at = None if messages is None else messages * ENTRIES_A_MESSAGE + 8
-        token = lease.token if lease else None
+        token, term = (lease.token, lease.term) if lease else (None, None)
+        wanted = {"turn": turn, "messages": messages, "before": before}
+        parts = [part for part, value in wanted.items() if value is not None]
         taken_when_held_by: str | None = None
+        window = (_id_of(key), turns, token, term)
         for _ in range(MOST_TRIES):
-            asked = (turn, turns, messages, before, token, lease.term if lease else None, looked_at)
-            seen = _Seen(await self._database.run("load", "load", _id_of(key), *asked))
+            if parts:
+                asked = (*window, turn, messages, looked_at, before)
+                rows = await self._database.run("load", "load", asked, "one", "more", *parts)
+            else:
+                rows = await self._database.share(_LOAD, window) or await self._database.run("load", "load", window, "one")
+            seen = _Seen(rows, parts)
             if seen.is_answer(token):
                 break
             if seen.is_short and looked_at is not None:
@@ -153,15 +167,19 @@ class PostgresStore(Store):
 
     async def append(self, key: SessionKey, after: Head, entry: Entry, *, ttl: timedelta | None = None, release: bool = False) -> Appended:
         """See `Store.append`."""
-        arguments = (
+        before = (
             *(_id_of(key), *key.path),
             *(after.epoch, after.n, after.id),
             *(entry.id, entry.turn, entry.token, entry.epoch, entry.kind.value, entry.closing, entry.count, entry.turns, entry.start),
-            *(entry.pinned or None, entry.hides or None, entry.format, entry.key_id, entry.body),
-            *(ttl, release),
         )
+        behind = (entry.format, entry.key_id, entry.body, ttl, release)
+        if not entry.hides:
+            pinned = f"{{{','.join(map(str, entry.pinned))}}}" if entry.pinned else None
+            if await self._database.share(_NEXT if after.epoch else _FIRST, (*before, pinned, None, *behind)):
+                return Appended(Outcome.STORED, entry.head_at(after.n + 1))
+        arguments = (*before, entry.pinned or None, entry.hides or None, *behind)
         for _ in range(MOST_TRIES):
-            row = (await self._database.run("append", "append", *arguments))[0]
+            row = (await self._database.run("append", "append", arguments))[0]
             if row["outcome"] != "again":
                 outcome = Outcome(row["outcome"])
                 if outcome in (Outcome.STORED, Outcome.DUPLICATE):
@@ -172,11 +190,11 @@ class PostgresStore(Store):
 
     async def renew(self, key: SessionKey, lease: Lease, head: Head) -> bool:
         """See `Store.renew`."""
-        return bool(await self._database.run("renew", "renew", _id_of(key), lease.token, lease.term, head.epoch, head.n, head.id))
+        return bool(await self._database.run("renew", "renew", (_id_of(key), lease.token, lease.term, head.epoch, head.n, head.id)))
 
     async def release(self, key: SessionKey, token: str) -> None:
         """See `Store.release`."""
-        await self._database.run("release", "release", _id_of(key), token)
+        await self._database.run("release", "release", (_id_of(key), token))
 
     async def list(
         self,
@@ -193,14 +211,14 @@ class PostgresStore(Store):
         of_tenant, of_owner, _ = key_of_owner(owner, tenant).path
         updated, session = read_page_cursor(after) or (None, "")
         beyond = None if updated is None else _time(updated)
-        rows = await self._database.run("list", "list", of_tenant, of_owner, beyond, session, written_before, limit + 1)
+        rows = await self._database.run("list", "list", (of_tenant, of_owner, beyond, session, written_before, limit + 1))
         items = tuple(map(_listed, rows[:limit]))
         return Page(items, page_cursor(items[-1].updated_at.timestamp(), items[-1].session_id) if len(rows) > limit else None)
 
     async def _walk(self, tenant: str | None, after: str | None, limit: int, written_before: datetime | None) -> Page:
         place = read_walk_cursor(after) or (tenant or "", "", "")
         scanned = limit * ADDRESSES_A_PAGE
-        rows = await self._database.run("list", "walk", *place, tenant, written_before, scanned)
+        rows = await self._database.run("list", "walk", (*place, tenant, written_before, scanned))
         wanted = [row for row in rows if row["wanted"]]
         items = tuple(map(_listed, wanted[:limit]))
         if len(wanted) > limit:
@@ -211,14 +229,14 @@ class PostgresStore(Store):
         """See `Store.delete`."""
         head = (at.epoch, at.n, at.id) if at else (None, None, None)
         for _ in range(MOST_TRIES):
-            row = (await self._database.run("delete", "delete", _id_of(key), *key.path, new_token(), *head, TOMBSTONE_LIFE))[0]
+            row = (await self._database.run("delete", "delete", (_id_of(key), *key.path, new_token(), *head, TOMBSTONE_LIFE)))[0]
             if not row["again"]:
                 return bool(row["wanted"] and row["existed"])
         raise StoreUnavailable(self.name, "delete", "the conversation never stood still; it was not deleted")
 
     async def sweep(self) -> int:
         """See `Store.sweep`. A lease goes two days after its last use, also where there is a conversation: the next turn makes it anew."""
-        return int((await self._database.run("sweep", "sweep", TOMBSTONE_LIFE, ADDRESSES_A_SWEEP))[0]["removed"])
+        return int((await self._database.run("sweep", "sweep", (TOMBSTONE_LIFE, ADDRESSES_A_SWEEP)))[0]["removed"])
 
     async def check(self) -> Health:
         """See `Store.check`.
@@ -249,14 +267,16 @@ class PostgresStore(Store):
 class _Seen:
     """What one load statement saw."""
 
-    def __init__(self, rows: list[Any]) -> None:
-        log = tuple(next(row["log"] for row in rows if row["log"] is not None))
-        epoch, n, entry, turns, start, pinned, self.expired, self.deleted, ended, self.is_short = log[:10]
-        self.holder, self.since, self.until, self.now, self.taken, self.taken_until, self.is_newest = log[10:17]
-        self.turn_n, self.turn_token, self.turn_closing, self.turn_visible = log[17:]
+    def __init__(self, rows: list[Any], parts: Sequence[str]) -> None:
+        at = next(at for at, row in enumerate(rows) if row["log"] is not None)
+        log = tuple(rows.pop(at)["log"])
+        epoch, n, entry, turns, start, pinned, self.expired, self.deleted, ended = log[:9]
+        self.holder, self.since, self.until, self.now, self.taken, self.taken_until, self.is_newest = log[9:16]
+        self.is_short = "messages" in parts and log[16]
+        self.turn_n, self.turn_token, self.turn_closing, self.turn_visible = log[-4:] if "turn" in parts else (None,) * 4
         self.head = Head(epoch, n, entry, turns, start, tuple(pinned or ()))
-        self.ended = frozenset(json.loads(ended or "{}"))
-        self.rows = [row for row in rows if row["log"] is None]
+        self.ended = frozenset(json.loads(ended)) if ended else frozenset()
+        self.rows = rows
 
     @property
     def is_complete(self) -> bool:
@@ -281,10 +301,11 @@ class _Seen:
         if self.expired:
             head = Head(self.head.epoch, self.head.n, self.head.id, 0, self.head.n)
             return Log(head, (), (), holder, found, expired=True, deleted_at=self.deleted, ended=self.ended)
-        stored = sorted((_stored(self.head.epoch, row) for row in self.rows), key=lambda each: each.n, reverse=True)
+        stored = [_stored(self.head.epoch, row) for row in self.rows]
+        stored.sort(key=_POSITION, reverse=True)
         entries = newest_turns(stored, turns, messages)
         first = entries[0].n if entries else before or self.head.n + 1
-        pinned = tuple(each for each in reversed(stored) if each.n < first and each.n in self.head.pinned)
+        pinned = tuple([each for each in reversed(stored) if each.n < first and each.n in self.head.pinned]) if self.head.pinned else ()
         return Log(self.head, entries, pinned, holder, found, deleted_at=self.deleted, ended=self.ended)
 
     def look_up(self, holder: str) -> Lookup:
@@ -297,27 +318,11 @@ class _Seen:
 
 
 def _stored(epoch: str, row: Any) -> StoredEntry:
-    _, n, stored, messages, turns, start, format_, closing, kind, entry, turn, token, key_id, pinned, hides, body = row
-    return StoredEntry(
-        n,
-        Entry.read(
-            entry,
-            turn,
-            token,
-            epoch,
-            body,
-            messages,
-            _KINDS[kind],
-            closing,
-            turns,
-            start,
-            tuple(pinned or ()),
-            tuple(hides or ()),
-            format_,
-            key_id,
-        ),
-        stored,
-    )
+    """Return a visible entry, which is one of a turn."""
+    _, _, n, stored, messages, turns, start, format_, closing, entry, turn, token, key_id, pinned, hides, body = row
+    pins, hidden = tuple(pinned) if pinned else (), tuple(hides) if hides else ()
+    of_turn = Entry.read(entry, turn, token, epoch, body, messages, Kind.TURN, closing, turns, start, pins, hidden, format_, key_id)
+    return StoredEntry(n, of_turn, stored)
 
 
 def _listed(row: Any) -> Listed:
@@ -331,7 +336,13 @@ def _path_of(row: Any) -> tuple[str, str, str]:
 
 def _id_of(key: SessionKey) -> UUID:
     """Return the first half of the SHA-256 of the address: 128 bits nobody can aim at, and no counter to meet at."""
-    return UUID(bytes=hashlib.sha256("/".join(key.path).encode()).digest()[:16])
+    return _id_at(key.path)
+
+
+@lru_cache(maxsize=1024)
+def _id_at(path: tuple[str, str, str]) -> UUID:
+    """A turn names its conversation at least twice."""
+    return UUID(bytes=hashlib.sha256("/".join(path).encode()).digest()[:16])
 
 
 def _time(seconds: float) -> datetime:

@@ -1,7 +1,8 @@
 """Where PostgresStore gets a connection: a pool that was passed in, or connections of its own, held per event loop.
 
 A connection of our own is handed back without a reset query (no statement of ours leaves anything in a session), goes straight to
-whoever waits longest, and is dropped after any call that did not end normally. No background task keeps anything alive.
+whoever waits longest, and is dropped after any call that did not end normally. It holds its prepared statements, and runs them
+without looking anything up. No background task keeps anything alive.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import asyncpg
@@ -26,6 +27,9 @@ LONGEST_PAUSE = 2.0
 IDLE_FOR = 300.0
 """Seconds after which a connection that is not needed is closed, down to the number that is kept."""
 _PROBE = "SELECT pg_backend_pid()"
+_PLANS = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off"
+"""Every statement finds its rows by an index, whatever is asked for: a plan that is made anew takes longer than what it plans, and one
+that was made when a table was empty must not read it from end to end when it is full."""
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 _HOPELESS = (
     asyncpg.InvalidAuthorizationSpecificationError,
@@ -52,26 +56,57 @@ class NotConnectedError(Exception):
     """There was no connection to be had in time, so nothing was sent; the cause is the driver's error, if there was one."""
 
 
-class Connection(Protocol):
-    """What is used of asyncpg's connection, or of its pool's."""
+class Link:
+    """A connection, and the statements that are prepared on it.
 
-    async def fetch(self, query: str, *args: Any, timeout: float | None = None) -> list[Any]:
-        """Run one statement and return its rows."""
+    Args:
+        driver: asyncpg's.
+        prepares: Whether statements can be: not where the connection is handed from one server connection to another.
+    """
 
-    def transaction(self) -> AbstractAsyncContextManager[object]:
-        """Return a transaction."""
+    __slots__ = ("_prepared", "driver")
 
-    def terminate(self) -> None:
-        """Close without a word."""
+    def __init__(self, driver: asyncpg.Connection, *, prepares: bool = False) -> None:
+        """Prepare nothing yet."""
+        self.driver = driver
+        self._prepared: dict[str, Any] | None = {} if prepares else None
+
+    async def fetch(self, query: str, *args: object, timeout: float | None = None) -> list[Any]:
+        """Run a statement that comes once, and return its rows."""
+        return await self.driver.fetch(query, *args, timeout=timeout)  # type: ignore[no-any-return]
+
+    async def run(self, query: str, args: Sequence[object], timeout: float) -> list[Any]:
+        """Run a statement that comes again and again, and return its rows.
+
+        asyncpg's own `fetch` looks it up in a cache, and guards and times what nobody asks about: a fifth of all that a call costs
+        this process. It is called when the statement has to be prepared anew, which it knows how to do.
+        """
+        if self._prepared is None:
+            return await self.fetch(query, *args, timeout=timeout)
+        statement = self._prepared.get(query)
+        if statement is None:
+            statement = self._prepared[query] = await self.driver.prepare(query, timeout=timeout)
+        protocol, state = self.driver._protocol, statement._state  # noqa: SLF001 - there is no public way that does only this
+        try:
+            return await protocol.bind_execute(state, args, "", 0, False, timeout)  # type: ignore[no-any-return]  # noqa: FBT003
+        except asyncpg.InvalidCachedStatementError:  # the server refused it, for a table was changed: nothing was done
+            self._prepared.clear()
+            return await self.fetch(query, *args, timeout=timeout)
 
 
 class Connections(ABC):
-    """A source of connections."""
+    """A source of connections.
+
+    Attributes:
+        location: Where they lead to, readable for an operator.
+        busy: What to say when none came free in time.
+    """
 
     location: str
+    busy: str = "all connections of the app's pool were busy"
 
     @abstractmethod
-    def use(self, deadline: float) -> AbstractAsyncContextManager[Connection]:
+    def use(self, deadline: float) -> AbstractAsyncContextManager[Link]:
         """Lend a connection until the block ends.
 
         Raises:
@@ -92,14 +127,14 @@ class BorrowedConnections(Connections):
         self.location = "a pool of the app's"
 
     @asynccontextmanager
-    async def use(self, deadline: float) -> AsyncIterator[Connection]:
+    async def use(self, deadline: float) -> AsyncIterator[Link]:
         """See `Connections.use`."""
         try:
             connection = await self._pool.acquire(timeout=max(deadline - time.monotonic(), 0.001))
         except ERRORS as error:
             raise NotConnectedError from error
         try:
-            yield connection
+            yield Link(connection)
         except asyncpg.QueryCanceledError:
             raise
         except NOT_TO_BE_USED_AGAIN:
@@ -139,38 +174,34 @@ class OwnConnections(Connections):
         """Open nothing yet."""
         self.location = location
         self._pooling = pooling or Pooling()
+        self.busy = f"all {self._pooling.most} connections of this process were busy; raise pool_max in CONVMEM_STORE"
         self._options = {
             "max_cached_statement_lifetime": 0,
             "max_cacheable_statement_size": 0,
             "target_session_attrs": "read-write",
             **options,
         }
+        self._direct: bool | None = None if "statement_cache_size" not in self._options else False
         self._of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _OfLoop] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    @asynccontextmanager
-    async def use(self, deadline: float) -> AsyncIterator[Connection]:
+    def use(self, deadline: float) -> AbstractAsyncContextManager[Link]:
         """See `Connections.use`."""
-        held = await self._here()
-        connection = await held.take(deadline)
-        try:
-            yield connection
-        except asyncpg.QueryCanceledError:  # the server's own statement_timeout: that ended one statement, and nothing else
-            held.give(connection)
-            raise
-        except NOT_TO_BE_USED_AGAIN as error:
-            if isinstance(error, asyncpg.InvalidSQLStatementNameError | asyncpg.DuplicatePreparedStatementError):
-                self._options["statement_cache_size"] = 0
-            held.drop(connection)
-            held.drop_idle()
-            raise
-        except asyncpg.PostgresError:
-            held.give(connection)
-            raise
-        except BaseException:
-            held.drop(connection)
-            raise
-        held.give(connection)
+        return _Loan(self, deadline)
+
+    async def take(self, deadline: float) -> tuple[_OfLoop, Link]:
+        """Return a connection of the running event loop, and where to give it back."""
+        loop = asyncio.get_running_loop()
+        held = self._of_loops.get(loop)
+        if held is None:
+            with self._lock:
+                held = self._of_loops.setdefault(loop, _OfLoop(self._connect, self._pooling, self.busy))
+            await held.follow_loop()
+        return held, held.idle() or await held.take(deadline)
+
+    def prepare_no_more(self) -> None:
+        """Connect from now on as behind a pooler."""
+        self._direct, self._options["statement_cache_size"] = False, 0
 
     async def aclose(self) -> None:
         """Close those of this event loop in peace, those of others as well as it can be done from here."""
@@ -183,39 +214,59 @@ class OwnConnections(Connections):
             elif not loop.is_closed():
                 loop.call_soon_threadsafe(held.end)
 
-    async def _here(self) -> _OfLoop:
-        loop = asyncio.get_running_loop()
-        with self._lock:
-            held = self._of_loops.get(loop)
-            if held is None:
-                held = self._of_loops[loop] = _OfLoop(self._connect, self._pooling)
-        await held.follow_loop()
-        return held
-
-    async def _connect(self, seconds: float) -> asyncpg.Connection:
+    async def _connect(self, seconds: float) -> Link:
         """Connect, and find out the first time whether prepared statements can be used."""
         connection = await asyncpg.connect(timeout=seconds, **self._options)
-        if "statement_cache_size" not in self._options:
-            try:
-                pooled = await _is_pooled(connection, seconds)
-            except BaseException:
-                connection.terminate()
-                raise
-            self._options.setdefault("statement_cache_size", 0 if pooled else 100)
-            if pooled:
-                connection.terminate()
-                connection = await asyncpg.connect(timeout=seconds, **self._options)
+        try:
+            if self._direct is None:
+                self._direct = not await _is_pooled(connection, seconds)
+                self._options.setdefault("statement_cache_size", 100)
+                if not self._direct:
+                    self.prepare_no_more()
+                    connection.terminate()
+                    connection = await asyncpg.connect(timeout=seconds, **self._options)
+            if self._direct:
+                await connection.execute(_PLANS, timeout=seconds)
+        except BaseException:
+            connection.terminate()
+            raise
         _keep_alive(connection)
-        return connection
+        return Link(connection, prepares=self._options["statement_cache_size"] != 0)
+
+
+class _Loan:
+    """A connection of our own, until the block ends."""
+
+    __slots__ = ("_connections", "_deadline", "_held", "_link")
+
+    def __init__(self, connections: OwnConnections, deadline: float) -> None:
+        self._connections, self._deadline = connections, deadline
+
+    async def __aenter__(self) -> Link:
+        self._held, self._link = await self._connections.take(self._deadline)
+        return self._link
+
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is None or isinstance(error, asyncpg.QueryCanceledError):  # the server's own statement_timeout ended one statement
+            self._held.give(self._link)
+        elif isinstance(error, NOT_TO_BE_USED_AGAIN):
+            if isinstance(error, asyncpg.InvalidSQLStatementNameError | asyncpg.DuplicatePreparedStatementError):
+                self._connections.prepare_no_more()
+            self._held.drop(self._link)
+            self._held.drop_idle()
+        elif isinstance(error, asyncpg.PostgresError):
+            self._held.give(self._link)
+        else:
+            self._held.drop(self._link)
 
 
 class _OfLoop:
     """The connections of one event loop."""
 
-    def __init__(self, connect: Callable[[float], Awaitable[asyncpg.Connection]], pooling: Pooling) -> None:
-        self._connect, self._pooling = connect, pooling
-        self._idle: deque[tuple[asyncpg.Connection, float]] = deque()
-        self._waiting: deque[asyncio.Future[asyncpg.Connection | None]] = deque()
+    def __init__(self, connect: Callable[[float], Awaitable[Link]], pooling: Pooling, busy: str) -> None:
+        self._connect, self._pooling, self._busy = connect, pooling, busy
+        self._idle: deque[tuple[Link, float]] = deque()
+        self._waiting: deque[asyncio.Future[Link | None]] = deque()
         self._open = 0
         self._ending: set[asyncio.Task[None]] = set()
         self._failing_since = 0.0
@@ -237,37 +288,45 @@ class _OfLoop:
         finally:
             await self._close_all()
 
-    async def take(self, deadline: float) -> asyncpg.Connection:
+    def idle(self) -> Link | None:
+        """Return one that nobody uses; None when there is none."""
+        while self._idle:
+            link, _ = self._idle.pop()
+            if not link.driver.is_closed():
+                return link
+            self._open -= 1
+        return None
+
+    async def take(self, deadline: float) -> Link:
         while True:
-            while self._idle:
-                connection, _ = self._idle.pop()
-                if not connection.is_closed():
-                    return connection
-                self._open -= 1
+            link = self.idle()
+            if link is not None:
+                return link
             if self._open < self._pooling.most:
                 return await self._opened(deadline)
-            connection = await self._wait(deadline)
-            if connection is not None:
-                return connection
+            link = await self._wait(deadline)
+            if link is not None:
+                return link
 
-    def give(self, connection: asyncpg.Connection) -> None:
-        if connection.is_closed() or self._closed:
-            self.drop(connection)
+    def give(self, link: Link) -> None:
+        if link.driver.is_closed() or self._closed:
+            self.drop(link)
             return
         waiter = self._next_waiter()
         if waiter is not None:
-            waiter.set_result(connection)
+            waiter.set_result(link)
             return
-        self._idle.append((connection, time.monotonic()))
+        now = time.monotonic()
+        self._idle.append((link, now))
         oldest, since = self._idle[0]
-        if self._open > self._pooling.kept and time.monotonic() - since > IDLE_FOR:
+        if self._open > self._pooling.kept and now - since > IDLE_FOR:
             self._idle.popleft()
             self.drop(oldest)
 
-    def drop(self, connection: asyncpg.Connection) -> None:
+    def drop(self, link: Link) -> None:
         """Give one up. What it was doing is cancelled on the server, too."""
         self._open -= 1
-        self._end(connection)
+        self._end(link.driver)
         self._wake()
 
     def drop_idle(self) -> None:
@@ -300,32 +359,31 @@ class _OfLoop:
         if waiter is not None:
             waiter.set_result(None)
 
-    def _next_waiter(self) -> asyncio.Future[asyncpg.Connection | None] | None:
+    def _next_waiter(self) -> asyncio.Future[Link | None] | None:
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 return waiter
         return None
 
-    async def _wait(self, deadline: float) -> asyncpg.Connection | None:
-        waiter: asyncio.Future[asyncpg.Connection | None] = asyncio.get_running_loop().create_future()
+    async def _wait(self, deadline: float) -> Link | None:
+        waiter: asyncio.Future[Link | None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         try:
             async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
                 return await waiter
         except BaseException as error:
             if waiter.done() and not waiter.cancelled():  # it came at the same moment: somebody else takes it
-                connection = waiter.result()
-                if connection is not None:
-                    self.give(connection)
+                link = waiter.result()
+                if link is not None:
+                    self.give(link)
                 else:
                     self._wake()
             if not isinstance(error, TimeoutError):
                 raise
-            msg = f"all {self._pooling.most} connections of this process were busy; raise pool_max in CONVMEM_STORE"
-            raise NotConnectedError(msg) from None
+            raise NotConnectedError(self._busy) from None
 
-    async def _opened(self, deadline: float) -> asyncpg.Connection:
+    async def _opened(self, deadline: float) -> Link:
         """Connect, again and again until the deadline; but at once with an error when the server has been away for longer.
 
         The pauses grow and are random, and one attempt decides for all who wait: a server that comes back is not stormed.
@@ -336,14 +394,14 @@ class _OfLoop:
             while True:
                 await self._pause(deadline, patience)
                 try:
-                    connection = await self._connect(max(deadline - time.monotonic(), 0.001))
+                    link = await self._connect(max(deadline - time.monotonic(), 0.001))
                 except ERRORS as error:
                     self._failed(error)
                     if isinstance(error, _HOPELESS):
                         raise NotConnectedError from error
                 else:
                     self._failures, self._error, self._not_before = 0, None, 0.0
-                    return connection
+                    return link
         except BaseException:
             self._open -= 1
             self._wake()

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from itertools import count
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
@@ -15,7 +15,8 @@ from weakref import WeakKeyDictionary, WeakSet
 import asyncpg
 
 from convmem.exceptions import ConfigurationError, StoreUnavailable
-from convmem.stores.postgres_connections import ERRORS, BorrowedConnections, Connection, Connections, NotConnectedError
+from convmem.stores.postgres_batches import Batches, Overdue, Statement
+from convmem.stores.postgres_connections import ERRORS, BorrowedConnections, Connections, Link, NotConnectedError
 from convmem.stores.postgres_schema import Migrate, SchemaError, check_schema, migrate, missing_right, missing_tables, statement
 
 T = TypeVar("T")
@@ -71,22 +72,32 @@ class Database:
         """Connect to nothing yet; `store` is the name in errors."""
         self.connections, self.rules = connections, rules
         self._store = store
+        self._seconds = rules.timeout.total_seconds()
         self._warned = False
         self._ready: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
+        self._batches: WeakKeyDictionary[asyncio.AbstractEventLoop, Batches] = WeakKeyDictionary()
         self._getting_ready: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
-    async def run(self, operation: str, name: str, *arguments: object) -> list[Any]:
-        """Run a statement by its name, for a verb of the store. The one place through which every verb goes."""
-        deadline = time.monotonic() + self.rules.timeout.total_seconds()
-        loop = asyncio.get_running_loop()
-        if loop not in self._ready:
-            await self._get_ready(operation, deadline)
-        text = statement(name, self.rules.schema)
+    async def run(self, operation: str, name: str, arguments: Sequence[object] = (), *parts: str) -> list[Any]:
+        """Run a statement by its name, for a verb of the store. This and `share` are where every verb goes through."""
+        return await self._send(Statement(operation, name, parts), "", arguments, time.monotonic() + self._seconds)
 
-        async def work(connection: Connection) -> list[Any]:
-            return await connection.fetch(text, *arguments, timeout=_left(deadline))
+    async def share(self, statement: Statement, arguments: Sequence[object]) -> list[Any]:
+        """Run a statement, together with others that wait; no row at all says that it has to be run alone."""
+        loop, deadline = asyncio.get_running_loop(), time.monotonic() + self._seconds
+        batches = self._batches.get(loop)
+        if batches is None:
+            batches = self._batches[loop] = Batches(self._send)
+        rows = await batches.call(statement, arguments, deadline)
+        if isinstance(rows, Overdue):
+            self._fail(statement.operation, TimeoutError() if rows.sent else NotConnectedError(self.connections.busy))
+        return rows
 
-        return await self._lend(operation, deadline, work)
+    async def _send(self, wanted: Statement, form: str, arguments: Sequence[object], deadline: float) -> list[Any]:
+        if asyncio.get_running_loop() not in self._ready:
+            await self._get_ready(wanted.operation, deadline)
+        text = statement(wanted.name, self.rules.schema, form, *wanted.parts)
+        return await self._lend(wanted.operation, deadline, lambda link: link.run(text, arguments, _left(deadline)))
 
     async def migrate(self) -> tuple[str, ...]:
         """Apply the numbered files this database has not seen; return their names."""
@@ -99,7 +110,7 @@ class Database:
         self._ready.clear()
         await self.connections.aclose()
 
-    async def _lend(self, operation: str, deadline: float, work: Callable[[Connection], Awaitable[T]]) -> T:
+    async def _lend(self, operation: str, deadline: float, work: Callable[[Link], Awaitable[T]]) -> T:
         """Lend a connection to work: once more after an error that is nobody's fault, and for which nothing was stored."""
         for tries in count(1):
             try:
@@ -143,7 +154,7 @@ class Database:
             await self._lend(operation, deadline, lambda connection: self._look(connection, until))
             self._ready.add(loop)
 
-    async def _look(self, connection: Connection, deadline: float) -> None:
+    async def _look(self, connection: Link, deadline: float) -> None:
         row = (await connection.fetch(_SETTINGS, timeout=_left(deadline)))[0]
         if row["standby"] or row["read_only"] == "on":
             raise SchemaError(_STANDBY)

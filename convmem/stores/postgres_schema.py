@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import asyncpg
 
-from convmem.stores.postgres_connections import Connection
+from convmem.stores.postgres_connections import Link
 
 Migrate = Literal["auto", "check", "off"]
 """What a worker does about tables that are missing: make them, say so at the first call, or find out when a statement fails."""
@@ -31,11 +31,19 @@ class Migration(NamedTuple):
 
 
 @cache
-def statement(name: str, schema: str) -> str:
-    """Return a statement of the hot path, its schema put in, without comments and line breaks."""
+def statement(name: str, schema: str, *parts: str) -> str:
+    """Return a statement of the hot path, its schema put in, without comments and line breaks.
+
+    Lines between ``-- if part`` and ``-- end`` are left out unless that part is wanted: what a statement does not do costs no time.
+    """
     text = resources.files("convmem.stores").joinpath("sql", "postgres", f"{name}.sql").read_text(encoding="utf-8")
-    lines = (line.partition("--")[0] for line in text.splitlines())
-    return in_schema(" ".join(" ".join(lines).split()), schema)
+    wanted, words = True, []
+    for line in text.splitlines():
+        if (mark := line.strip()).startswith(("-- if ", "-- end")):
+            wanted = mark == "-- end" or mark.removeprefix("-- if ") in parts
+        elif wanted:
+            words += line.partition("--")[0].split()
+    return in_schema(" ".join(words), schema)
 
 
 def in_schema(sql: str, schema: str) -> str:
@@ -58,7 +66,7 @@ def migration_sql(schema: str) -> str:
     return "\n".join(["BEGIN;\n", *parts, "COMMIT;\n"])
 
 
-async def migrate(connection: Connection, schema: str, *, timeout: float) -> tuple[str, ...]:
+async def migrate(connection: Link, schema: str, *, timeout: float) -> tuple[str, ...]:
     """Apply the files this database has not seen and return their names; of many who try at once one does, the others wait.
 
     A database that has seen more than we know is left alone: files only add, so that old code works on a newer schema.
@@ -69,7 +77,7 @@ async def migrate(connection: Connection, schema: str, *, timeout: float) -> tup
     try:
         if await _newest(connection, schema, timeout) >= migrations()[-1].number:
             return ()
-        async with connection.transaction():
+        async with connection.driver.transaction():
             await connection.fetch(f"SET LOCAL lock_timeout = '{_LOCK_WAIT}'")
             await connection.fetch("SELECT pg_advisory_xact_lock($1)", _lock_of(schema))
             newest = await _newest(connection, schema, timeout)
@@ -84,7 +92,7 @@ async def migrate(connection: Connection, schema: str, *, timeout: float) -> tup
         raise SchemaError(await missing_right(connection, schema, error)) from error
 
 
-async def check_schema(connection: Connection, schema: str, *, timeout: float) -> None:
+async def check_schema(connection: Link, schema: str, *, timeout: float) -> None:
     """Do nothing when every file was applied.
 
     Raises:
@@ -105,7 +113,7 @@ def missing_tables(schema: str, newest: int = 0) -> str:
     return f"the tables in the schema {schema} {what}; run: convmem migrate (or hand the output of: convmem migrate --sql to who may)"
 
 
-async def missing_right(connection: Connection, schema: str, error: asyncpg.PostgresError) -> str:
+async def missing_right(connection: Link, schema: str, error: asyncpg.PostgresError) -> str:
     """Return the GRANT for what a user may not do."""
     user, database = (await connection.fetch("SELECT quote_ident(current_user), quote_ident(current_database())"))[0]
     text = str(error)
@@ -131,7 +139,7 @@ def statements(script: str) -> list[str]:
     return [part.strip() for part in text.split(";") if part.strip()]
 
 
-async def _newest(connection: Connection, schema: str, timeout: float) -> int:
+async def _newest(connection: Link, schema: str, timeout: float) -> int:
     """Return the number of the newest file that was applied; 0 when none was.
 
     Looked up in the catalogue's tables: to_regclass still answers "no" to who waited for the lock, from its cache.
@@ -145,7 +153,7 @@ async def _newest(connection: Connection, schema: str, timeout: float) -> int:
     return int(rows[0][0])
 
 
-async def _exists(connection: Connection, schema: str) -> bool:
+async def _exists(connection: Link, schema: str) -> bool:
     """Return whether the schema is there: to make one that is takes a right that its owner need not have."""
     return bool(await connection.fetch("SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1", schema))
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime, timedelta
-from typing import Any
+from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
+from typing import Any, ClassVar
 
 import pytest
 
@@ -25,7 +26,8 @@ from convmem import (
     open_conversation,
 )
 from convmem.messages import decode_messages
-from convmem.stores.base import Appended, Entry, Head, Health, Lease, Log, Page
+from convmem.stores.base import Appended, Entry, Head
+from convmem.testing.passing import PassingStore, Verb
 
 PICTURE = b"\x89PNG\r\n\x1a\n"
 CONVERSATION = (
@@ -46,82 +48,31 @@ CONVERSATION = (
 """What another framework may have written: every kind of part, and calls with their results."""
 
 
-class CountedStore(Store):
+class CountedStore(PassingStore):
     """A store that counts the calls it passes on, and the bytes it is given.
 
     Attributes:
-        calls: By verb.
+        calls: By verb, without renewals, which depend on time, and checks.
         written: Bytes of all entries.
     """
 
-    name = "counted"
-    reach = "process"
+    name: ClassVar[str] = "counted"
 
     def __init__(self, store: Store) -> None:
         """Begin at zero."""
-        self._store = store
+        super().__init__(store)
         self.calls: Counter[str] = Counter()
         self.written = 0
 
-    async def load(
-        self,
-        key: SessionKey,
-        *,
-        turns: int | None = None,
-        messages: int | None = None,
-        before: int | None = None,
-        turn: str | None = None,
-        lease: Lease | None = None,
-    ) -> Log:
-        """Pass it on."""
-        self.calls["load"] += 1
-        return await self._store.load(key, turns=turns, messages=messages, before=before, turn=turn, lease=lease)
-
     async def append(self, key: SessionKey, after: Head, entry: Entry, *, ttl: timedelta | None = None, release: bool = False) -> Appended:
-        """Pass it on."""
-        self.calls["append"] += 1
+        """Pass it on, and weigh it."""
         self.written += len(entry.body)
-        return await self._store.append(key, after, entry, ttl=ttl, release=release)
+        return await super().append(key, after, entry, ttl=ttl, release=release)
 
-    async def renew(self, key: SessionKey, lease: Lease, head: Head) -> bool:
-        """Pass it on, uncounted: it depends on time."""
-        return await self._store.renew(key, lease, head)
-
-    async def release(self, key: SessionKey, token: str) -> None:
-        """Pass it on."""
-        self.calls["release"] += 1
-        await self._store.release(key, token)
-
-    async def list(
-        self,
-        owner: str | None,
-        *,
-        tenant: str | None = "",
-        after: str | None = None,
-        limit: int = 50,
-        written_before: datetime | None = None,
-    ) -> Page:
-        """Pass it on."""
-        self.calls["list"] += 1
-        return await self._store.list(owner, tenant=tenant, after=after, limit=limit, written_before=written_before)
-
-    async def delete(self, key: SessionKey, *, at: Head | None = None) -> bool:
-        """Pass it on."""
-        self.calls["delete"] += 1
-        return await self._store.delete(key, at=at)
-
-    async def sweep(self) -> int:
-        """Pass it on."""
-        self.calls["sweep"] += 1
-        return await self._store.sweep()
-
-    async def check(self) -> Health:
-        """Pass it on."""
-        return await self._store.check()
-
-    async def aclose(self) -> None:
-        """Pass it on."""
-        await self._store.aclose()
+    def _call(self, verb: Verb) -> AbstractAsyncContextManager[None]:
+        if verb not in {"renew", "check"}:
+            self.calls[verb] += 1
+        return super()._call(verb)
 
 
 @pytest.mark.asyncio

@@ -28,7 +28,7 @@ from convmem import (
     from_callable,
     open_conversation,
 )
-from convmem_langchain import MemoryMiddleware, from_langchain, to_langchain
+from convmem_langchain import ConversationSaver, MemoryMiddleware, current_thread, from_langchain, to_langchain
 from convmem_llamaindex import from_llamaindex, memory_for, to_llamaindex
 from convmem_openai_agents import ConversationSession, from_items, to_items
 from convmem_pydantic_ai import ask, from_model_messages, keep, to_model_messages
@@ -151,14 +151,25 @@ class LangChain:
         answer = AIMessage(f"A cat: {name}.", response_metadata={"model_name": "a model", "tokens": [1, None]})
         image = {"type": "image", "base64": b64encode(picture(name)).decode(), "mime_type": "image/png"}
         question = HumanMessage([{"type": "text", "text": f"What is {name}?"}, image], id=f"question-{name}")
-        agent: Any = create_agent(Model(messages=iter([call, answer])), [look], middleware=[MemoryMiddleware()])
-        result = await agent.ainvoke({"messages": [question]})
+        result = await self.run(Model(messages=iter([call, answer])), {"messages": [question]})
         self.wrote.append([question, *result["messages"][-3:]])
         return str(result["messages"][-1].text)
+
+    async def run(self, model: GenericFakeChatModel, question: Any) -> Any:
+        agent: Any = create_agent(model, [look], middleware=[MemoryMiddleware()])
+        return await agent.ainvoke(question)
 
     def saw(self) -> list[Said]:
         """Return what the model was sent, the last time."""
         return [in_langchain(message) for message in self.seen[-1]]
+
+
+class LangGraph(LangChain):
+    """An app's route with a graph that has the conversation for its checkpointer."""
+
+    async def run(self, model: GenericFakeChatModel, question: Any) -> Any:
+        agent: Any = create_agent(model, [look], checkpointer=ConversationSaver())
+        return await agent.ainvoke(question, current_thread())
 
 
 class LlamaIndex:
@@ -247,7 +258,8 @@ class App:
     def __init__(self, store) -> None:
         """Make the app."""
         self.store = store
-        self.langchain, self.llamaindex, self.openai_agents, self.pydantic_ai = LangChain(), LlamaIndex(), OpenAIAgents(), PydanticAI()
+        self.langchain, self.llamaindex, self.openai_agents = LangChain(), LlamaIndex(), OpenAIAgents()
+        self.pydantic_ai, self.langgraph = PydanticAI(), LangGraph()
         app = FastAPI()
         settings = Settings({}, secret_key="a secret key of thirty-two bytes")
         app.add_middleware(ConversationMiddleware, store=store, settings=settings, resolvers=[from_callable(lambda scope: "ada")])
@@ -255,6 +267,7 @@ class App:
         app.post("/llamaindex")(self.llamaindex.chat)
         app.post("/openai_agents")(self.openai_agents.chat)
         app.post("/pydantic_ai")(self.pydantic_ai.chat)
+        app.post("/langgraph")(self.langgraph.chat)
         app.post("/both")(self.both)
         self.http = TestClient(app)
 
@@ -378,43 +391,46 @@ def test_a_message_passed_through_the_other_framework_still_says_the_same(app):
     assert [in_llamaindex(to_llamaindex(from_langchain(to_langchain(message)))) for message in messages] == everything
 
 
-FRAMEWORKS = ("langchain", "llamaindex", "openai_agents", "pydantic_ai")
+FRAMEWORKS = ("langchain", "llamaindex", "openai_agents", "pydantic_ai", "langgraph")
 WROTE: dict[str, Callable[[list[Message]], Any]] = {
     "langchain": to_langchain,
     "llamaindex": to_llamaindex,
     "openai_agents": to_items,
     "pydantic_ai": to_model_messages,
+    "langgraph": to_langchain,
 }
 READ: dict[str, Callable[[list[Message]], list[Said]]] = {
     "langchain": lambda messages: [in_langchain(message) for message in to_langchain(messages)],
     "llamaindex": lambda messages: [in_llamaindex(message) for message in to_llamaindex(messages)],
     "openai_agents": lambda messages: in_openai_agents(to_items(messages)),
     "pydantic_ai": lambda messages: in_pydantic_ai(to_model_messages(messages)),
+    "langgraph": lambda messages: [in_langchain(message) for message in to_langchain(messages)],
 }
 PASSED: dict[str, Callable[[list[Message]], list[Message]]] = {
     "langchain": lambda messages: from_langchain(to_langchain(messages)),
     "llamaindex": lambda messages: from_llamaindex(to_llamaindex(messages)),
     "openai_agents": lambda messages: from_items(to_items(messages)),
     "pydantic_ai": lambda messages: from_model_messages(to_model_messages(messages)),
+    "langgraph": lambda messages: from_langchain(to_langchain(messages)),
 }
 
 
 @pytest.mark.parametrize(
     ("backend", "first"),
-    [*(("memory", first) for first in range(4)), *((store, first) for store in ("sqlite", "redis", "postgresql") for first in (0, 3))],
+    [*(("memory", first) for first in range(5)), *((store, first) for store in ("sqlite", "redis", "postgresql") for first in (0, 3))],
     indirect=["backend"],
 )
 def test_a_conversation_goes_through_all_frameworks_and_back(first, app):
     """Whoever begins: each model is sent all that was said, its own messages come back equal, and nothing is stored twice."""
     routes = [*FRAMEWORKS[first:], *FRAMEWORKS[:first], FRAMEWORKS[first]]
-    names = "abcde"
+    names = "abcdef"
     for i, (route, name) in enumerate(zip(routes, names, strict=True)):
         app.ask(route, name)
         sent = getattr(app, route).saw()
         assert sent == [said for earlier in names[: i + 1] for said in turn(earlier)][:-1]
         assert_a_model_takes(sent)
     messages, turns = app.stored()
-    assert turns == 5
+    assert turns == 6
     everything = [said for name in names for said in turn(name)]
     for route in FRAMEWORKS:
         mine = [i * 4 for i, one in enumerate(routes) if one == route]

@@ -48,15 +48,21 @@ async def said(read, scope):
 
 @pytest.mark.asyncio
 @settings(max_examples=300)
-@given(policy=st.sampled_from(POLICIES), headers=HEADERS, user=st.sampled_from([None, None, "ada"]), later=st.sampled_from([0, 5, 16, 35]))
-async def test_a_request_that_came_before_is_answered_as_it_was(policy, headers, user, later):
+@given(
+    policy=st.sampled_from(POLICIES),
+    headers=HEADERS,
+    user=st.sampled_from([None, None, "ada"]),
+    later=st.sampled_from([0, 5, 16, 35]),
+    scheme=st.sampled_from(["https", "http"]),
+)
+async def test_a_request_that_came_before_is_answered_as_it_was(policy, headers, user, later, scheme):
     """A cookie that was accepted before must be refused, renewed or outdone by a header as if it had never been seen."""
     clock = Clock()
     short, long = reader(secrets=(NEW,), clock=clock, **policy), reader(secrets=(NEW,), clock=clock, **policy)
     for cookie in COOKIES:
         await short.read(http((b"cookie", cookie)))
     clock.now += later * DAY
-    scope = http(*headers, user=user)
+    scope = {**http(*headers, user=user), "scheme": scheme}
     assert await said(short, scope) == await said(long, scope)
 
 
@@ -82,6 +88,18 @@ async def test_what_is_remembered_is_bounded():
     for number in range(1500):
         await read.read(http((b"cookie", f"n={number}; {COOKIE}={TOKENS[0]}".encode())))
     await read.read(http((b"cookie", f"n={'x' * 5000}; {COOKIE}={TOKENS[0]}".encode())))
-    accepted = read._visitors._accepted
-    assert len(accepted) <= 1024
-    assert max(map(len, accepted)) <= 1024
+    remembered = read._remembered
+    assert len(remembered) <= 1024
+    assert max(len(cookies) for cookies, _ in remembered) <= 1024
+
+
+@pytest.mark.asyncio
+async def test_a_request_like_one_before_is_told_the_very_same():
+    """Nothing is parsed and no signature computed for it; and nothing can be changed in what others are told."""
+    read, scope = reader(), http((b"cookie", COOKIES[0]))
+    first = await read.read(scope)
+    assert await read.read(dict(scope)) is first
+    owner, key = first.owner, first.key
+    assert first.mint() == owner
+    assert (first.key, first.source, first.minted) == (key, "visitor cookie", False)
+    assert await read.read({**scope, "scheme": "http" if scope["scheme"] == "https" else "https"}) is not first

@@ -89,6 +89,20 @@ def test_importing_convmem_loads_no_driver_and_no_framework():
     assert not loaded & (DRIVERS | FRAMEWORKS)
 
 
+def test_wrapping_an_app_loads_no_driver_and_little_besides():
+    """Every worker would pay for it, at its start and in memory; serverless ones with each cold start."""
+    code = (
+        "import sys, asyncio, pydantic.main, starlette.requests, starlette.authentication; before = set(sys.modules); "
+        "from convmem import Conversation, ConversationMiddleware, Message, get_conversation; print(*(set(sys.modules) - before))"
+    )
+    found = run("-c", code, cwd=ROOT)
+    assert found.returncode == 0, found.stderr
+    loaded = found.stdout.split()
+    assert "convmem.middleware" in loaded
+    assert not {name.partition(".")[0] for name in loaded} & (DRIVERS | FRAMEWORKS - {"pydantic", "starlette"})
+    assert len(loaded) <= 150
+
+
 def test_importing_convmem_works_before_anything_is_installed():
     """`python3 -m convmem demo` in a fresh clone starts here."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import convmem; print(convmem.__version__)"

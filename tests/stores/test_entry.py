@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
-from dataclasses import FrozenInstanceError, astuple, fields, replace
+from dataclasses import astuple, fields, replace
 
 import pytest
 
@@ -34,14 +34,19 @@ def test_a_revision_names_its_head_again() -> None:
 
 
 def test_an_entry_read_back_is_the_entry() -> None:
-    """A store makes it without the checks; nothing else may tell the two apart, and nobody may change it."""
+    """A store makes it without the checks; nothing else may tell the two apart."""
     whole = Entry("id", "turn", "token", "epoch", b"[1]", 1, Kind.EDIT, True, 4, 3, (1,), (2,), 7, "key")
     read = Entry.read(*astuple(whole))
     assert (read, hash(read), repr(read), type(read)) == (whole, hash(whole), repr(whole), Entry)
     assert pickle.loads(pickle.dumps(read)) == whole
     assert replace(read, id="other") == replace(whole, id="other")
-    with pytest.raises(FrozenInstanceError):
-        read.id = "changed"  # type: ignore[misc]
+
+
+def test_type_checkers_refuse_to_change_what_is_shared() -> None:
+    """A head or an entry is handed around and never copied. Mypy fails here when one of these comments is no longer needed."""
+    head, entry = Head(), replace(ENTRY)
+    head.n = 1  # type: ignore[misc]
+    entry.id = "changed"  # type: ignore[misc]
 
 
 def test_an_entry_is_read_back_in_the_order_of_its_fields() -> None:

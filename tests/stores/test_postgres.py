@@ -58,6 +58,8 @@ async def proxied(url: str) -> AsyncIterator[tuple[PostgresStore, Proxy]]:
         writer = Writer(store)
         for _ in range(6):
             await writer.load(turns=1, turn="nobody", term=LONG)
+            await writer.append()
+            await writer.load(turns=1, term=LONG)
             await writer.append(release=True)
             await store.renew(writer.key, Lease("nobody", LONG), Head())
             await store.release(writer.key, "nobody")
@@ -123,10 +125,10 @@ async def check_flat(url: str, sizes: tuple[int, ...]) -> None:
             await fill(url, key, entries)
             trips, sent, got = await cost_of_a_turn(store, proxy, key)
             assert trips == 2, f"{trips} round trips with {entries} entries stored"
-            assert sent < 2300, f"{sent} bytes sent with {entries} entries stored"
+            assert sent < 1700, f"{sent} bytes sent with {entries} entries stored"
             if entries >= 20:
                 received.append(got)
-            assert got < 26_000, f"{got} bytes received with {entries} entries stored"
+            assert got < 24_600, f"{got} bytes received with {entries} entries stored"
     assert max(received) - min(received) < 200, received
 
 
@@ -168,10 +170,11 @@ async def test_a_load_does_not_read_what_is_hidden(postgres_server: PostgresServ
     await link.execute("VACUUM ANALYZE")
     conversation = await link.fetchval("SELECT id FROM convmem.convmem_conversation")
     await link.execute("SET plan_cache_mode = force_generic_plan")
-    await link.execute(f"PREPARE load_plan AS {statement('load', 'convmem')}")
-    for window in ("12, NULL, NULL", "NULL, 24, NULL", "2, NULL, 19000"):
-        arguments = f"'{conversation}', NULL, {window}, NULL, NULL, 68"
+    for window, *parts in (("12",), ("NULL", "messages"), ("2", "before")):
+        await link.execute(f"PREPARE load_plan AS {statement('load', 'convmem', 'one', 'more', *parts)}")
+        arguments = f"'{conversation}', {window}, NULL, NULL, NULL, 24, 68, 19000"
         plan = await link.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE load_plan ({arguments})")
+        await link.execute("DEALLOCATE load_plan")
         node = json.loads(plan)[0]["Plan"]
         assert node["Shared Hit Blocks"] + node["Shared Read Blocks"] < 200, (window, plan)
     await link.close()
@@ -225,8 +228,20 @@ async def test_no_verb_reads_a_table_from_end_to_end(postgres_wheel: PostgresWhe
     await link.execute("ANALYZE")
     await link.execute("SET plan_cache_mode = force_generic_plan")
     uuid = "'00000000-0000-0000-0000-000000000001'"
+    entry = "'', 'user:x', 's', '', 0, '', 'id', 'turn', 'token', 'epoch', 'turn', true, 2, 1, 0, NULL, NULL, 1, '', 'x', NULL, true"
+    entries = (
+        re.sub(r"('[^']*'|\w+)", r"ARRAY[\1]", entry)
+        .replace("['x']", "['x'::bytea]")
+        .replace("[NULL], ARRAY[true]", "[NULL::interval], ARRAY[true]")
+    )
     arguments = {
-        "load": f"{uuid}, 'turn', 20, 30, NULL, 'token', '8 s', 68",
+        "load one": f"{uuid}, 20, 'token', '8 s'",
+        "load one more turn messages before": f"{uuid}, 20, 'token', '8 s', 'turn', 30, 68, 10",
+        "load many": f"ARRAY[{uuid}::uuid], '{{20}}', '{{token}}', '{{8 s}}'",
+        "follow one next": f"{uuid}, {entry}",
+        "follow one first": f"{uuid}, {entry}",
+        "follow many next": f"ARRAY[{uuid}::uuid], {entries}",
+        "follow many first": f"ARRAY[{uuid}::uuid], {entries}",
         "append": f"{uuid}, '', 'user:x', 's', '', 0, '', 'id', 'turn', 'token', 'epoch', 'turn', true, 2, 1, 0, NULL, '{{1}}', 1, '', 'x', NULL, true",
         "renew": f"{uuid}, 'token', '8 s', '', 0, ''",
         "release": f"{uuid}, 'token'",
@@ -236,8 +251,9 @@ async def test_no_verb_reads_a_table_from_end_to_end(postgres_wheel: PostgresWhe
         "sweep": "'30 d', 500",
     }
     for name, values in arguments.items():
-        await link.execute(f"PREPARE {name}_plan AS {statement(name, 'convmem')}")
-        rows = await link.fetch(f"EXPLAIN (COSTS OFF) EXECUTE {name}_plan ({values})")
+        file, *parts = name.split()
+        await link.execute(f'PREPARE "{name}" AS {statement(file, "convmem", *parts)}')
+        rows = await link.fetch(f'EXPLAIN (COSTS OFF) EXECUTE "{name}" ({values})')
         plan = "\n".join(row[0] for row in rows)
         assert "Seq Scan" not in plan, f"{name}:\n{plan}"
         for line, condition in re.findall(r"(Index .*Scan.* on convmem_entry .*)\n\s+Index Cond: (.*)", plan):
@@ -246,9 +262,12 @@ async def test_no_verb_reads_a_table_from_end_to_end(postgres_wheel: PostgresWhe
     async with PostgresStore.at(url) as store:
         for call in (lambda: store.load(key, turns=20), lambda: store.load(key, messages=20), lambda: store.list("user:1")):
             await call()
-            began = time.perf_counter()
-            await call()
-            assert time.perf_counter() - began < 0.2, "milliseconds were expected, of an owner with hundreds and a log of 50,000"
+            took: list[float] = []
+            for _ in range(5):
+                began = time.perf_counter()
+                await call()
+                took.append(time.perf_counter() - began)
+            assert min(took) < 0.2, "milliseconds were expected, of an owner with hundreds and a log of 50,000"
 
 
 @pytest.mark.asyncio
@@ -502,7 +521,7 @@ async def test_connections_that_are_all_busy_are_waited_for_and_not_for_ever(pos
         await link.execute("LOCK TABLE convmem.convmem_conversation IN ACCESS EXCLUSIVE MODE")
         began = time.monotonic()
         answers = await asyncio.gather(*(store.load(writer.key) for _ in range(5)), return_exceptions=True)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 6
         assert all(isinstance(answer, StoreUnavailable) for answer in answers)
         assert any("all 2 connections" in str(answer) for answer in answers)
         await blocked.rollback()
@@ -582,7 +601,7 @@ async def test_more_connections_than_are_kept_are_closed_when_idle(postgres_url:
     monkeypatch.setattr("convmem.stores.postgres_connections.IDLE_FOR", 0.05)
     port = port_of(postgres_url)
     async with Proxy(HOST, port) as proxy, PostgresStore.at(through(postgres_url, proxy.port), pool_max=8, pool_min=2) as store:
-        await asyncio.gather(*(store.load(fresh_key()) for _ in range(100)))
+        await asyncio.gather(*(store.list("user:1") for _ in range(100)))
         assert proxy.open > 2
         for _ in range(12):
             await asyncio.sleep(0.06)

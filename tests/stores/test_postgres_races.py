@@ -18,7 +18,7 @@ from convmem.exceptions import StoreUnavailable
 from convmem.stores import postgres, postgres_database
 from convmem.stores.base import Head, Lease, Lookup, Outcome, Store
 from convmem.stores.postgres import PostgresStore
-from convmem.stores.postgres_connections import Connection, Connections
+from convmem.stores.postgres_connections import Connections, Link
 from convmem.stores.postgres_schema import statement
 from convmem.testing.writer import LONG, PAST_SHORT, SHORT, Writer
 
@@ -31,12 +31,12 @@ class OneConnection(Connections):
 
     location = "a connection of the test's"
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self.link = Link(connection)
 
     @asynccontextmanager
-    async def use(self, deadline: float) -> AsyncIterator[Connection]:
-        yield self.connection
+    async def use(self, deadline: float) -> AsyncIterator[Link]:
+        yield self.link
 
     async def aclose(self) -> None:
         pass
@@ -222,6 +222,46 @@ async def of_two_who_take_a_lease_the_later_is_told_who_has_it(scene: Scene) -> 
     assert timedelta(seconds=50) < log.holder.remaining <= timedelta(seconds=60)
 
 
+async def an_append_under_a_lease_that_ran_out_is_fenced_by_who_takes_it(scene: Scene) -> None:
+    late = scene.writer()
+    await late.append()
+    await late.seize(SHORT)
+    await asyncio.sleep(PAST_SHORT)
+    await scene.stopped.begin()
+    holder = scene.stopped_writer(late)
+    holder.token = "another"
+    await holder.seize(LONG)
+    waiting = asyncio.create_task(late.offer())
+    await scene.stopped.commit_after(waiting)
+    assert (await waiting).outcome is Outcome.FENCED
+    assert (await scene.store.load(late.key)).head == holder.head
+
+
+async def an_entry_repeated_under_its_lease_during_its_first_try_is_a_duplicate(scene: Scene) -> None:
+    writer = scene.writer()
+    await writer.append()
+    await writer.seize()
+    entry = writer.entry()
+    await scene.stopped.begin()
+    await scene.stopped_writer(writer).append(entry)
+    waiting = asyncio.create_task(writer.offer(entry))
+    await scene.stopped.commit_after(waiting)
+    assert (await waiting).outcome is Outcome.DUPLICATE
+    assert (await scene.store.load(writer.key)).head.n == 2
+
+
+async def of_two_first_appends_under_one_lease_the_later_is_a_conflict(scene: Scene) -> None:
+    late = scene.writer()
+    await late.seize()
+    await scene.stopped.begin()
+    entry = await scene.stopped_writer(late).append()
+    waiting = asyncio.create_task(late.offer())
+    await scene.stopped.commit_after(waiting)
+    answer = await waiting
+    assert (answer.outcome, answer.head) == (Outcome.CONFLICT, entry.head_at(1))
+
+
+EVERY_PART = ("one", "turn", "messages", "before", "next", "first")
 Interleaving = Callable[[Scene], Awaitable[None]]
 Change = tuple[str, str, str]
 """A statement, a line of it, and what stands there in the broken store."""
@@ -244,6 +284,13 @@ BROKEN: dict[Interleaving, Change] = {
         "AND NOT EXISTS (SELECT FROM written) THEN 'again'",
         "AND NOT EXISTS (SELECT FROM written) THEN 'conflict'",
     ),
+    an_append_under_a_lease_that_ran_out_is_fenced_by_who_takes_it: ("follow", "AND l.token = a.token", ""),
+    an_entry_repeated_under_its_lease_during_its_first_try_is_a_duplicate: (
+        "follow",
+        "c.id = leased.conversation AND c.epoch = a.after_epoch AND c.n = a.after_n AND c.entry = a.after_id",
+        "c.id = leased.conversation",
+    ),
+    of_two_first_appends_under_one_lease_the_later_is_a_conflict: ("follow", "ON CONFLICT (id) DO NOTHING", ""),
     a_delete_removes_what_was_being_written: (
         "delete",
         "AND (c.epoch, c.n, c.entry, c.mark) = (wanted.epoch, wanted.n, wanted.entry, wanted.mark)",
@@ -299,11 +346,11 @@ async def test_a_statement_without_the_line_for_it_is_found_out(
 ) -> None:
     """An interleaving that a broken store survives would prove nothing about ours."""
     name, line, instead = BROKEN[interleaving]
-    whole = statement(name, "convmem")
-    assert line in whole, f"{line!r} is not in {name}.sql any more"
+    assert line in statement(name, "convmem", *EVERY_PART), f"{line!r} is not in {name}.sql any more"
 
-    def broken(asked: str, schema: str) -> str:
-        return whole.replace(line, instead) if asked == name else statement(asked, schema)
+    def broken(asked: str, schema: str, *parts: str) -> str:
+        whole = statement(asked, schema, *parts)
+        return whole.replace(line, instead) if asked == name else whole
 
     monkeypatch.setattr(postgres_database, "statement", broken)
     monkeypatch.setattr(postgres, "MOST_TRIES", 4)

@@ -60,7 +60,7 @@ async def _prepare(store: SQLiteStore) -> None:
 @pytest.mark.asyncio
 async def test_a_locked_file_blocks_neither_the_event_loop_nor_for_ever(locked: Path) -> None:
     """A stuck process elsewhere is an error after the busy timeout, and the app's other requests go on meanwhile."""
-    store = SQLiteStore(locked, busy_timeout=timedelta(seconds=0.5))
+    store = SQLiteStore(locked, busy_timeout=timedelta(seconds=2))
     began, longest = time.monotonic(), 0.0
 
     async def heartbeat() -> None:
@@ -74,8 +74,8 @@ async def test_a_locked_file_blocks_neither_the_event_loop_nor_for_ever(locked: 
     with pytest.raises(StoreUnavailable, match="locked"):
         await store.load(SessionKey.for_user("1"), lease=Lease("token", timedelta(seconds=1)))
     beating.cancel()
-    assert time.monotonic() - began < 3
-    assert longest < 0.3
+    assert time.monotonic() - began < 10
+    assert longest < 1.5, "the loop waited with the thread"
     await store.aclose()
 
 

@@ -1,0 +1,188 @@
+"""Calls that wait for PostgreSQL at the same time go together: fewer trips, and for each call what it would have been told alone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import timedelta
+
+import asyncpg
+import pytest
+
+from convmem.exceptions import StoreUnavailable
+from convmem.identifiers import new_id
+from convmem.stores.base import Head, Lease, Outcome
+from convmem.stores.postgres import PostgresStore
+from convmem.testing.writer import LONG, Writer, fresh_key
+from tests.faults.proxy import Proxy
+from tests.servers.processes import HOST
+from tests.stores.test_postgres import port_of, through
+from tests.wheels.postgres import PostgresServer
+
+pytestmark = pytest.mark.asyncio
+MANY = 24
+
+
+async def seized(store: PostgresStore, count: int = MANY) -> list[Writer]:
+    """Return writers that hold a conversation with one turn each."""
+    writers = [Writer(store) for _ in range(count)]
+    await asyncio.gather(*(writer.append() for writer in writers))
+    logs = await asyncio.gather(*(writer.seize() for writer in writers))
+    assert [log.head for log in logs] == [writer.head for writer in writers]
+    return writers
+
+
+async def test_calls_that_wait_go_to_the_server_together(postgres_url: str) -> None:
+    """One trip, one plan and one flush for all of them: this is where the turns a second of a busy worker come from."""
+    async with Proxy(HOST, port_of(postgres_url)) as proxy, PostgresStore.at(through(postgres_url, proxy.port)) as store:
+        writers: list[Writer] = []
+        for _ in range(3):  # the statements are prepared on each connection
+            writers = await seized(store)
+            await asyncio.gather(*(writer.append(release=True) for writer in writers))
+        trips = proxy.round_trips
+        await asyncio.gather(*(writer.seize() for writer in writers))
+        await asyncio.gather(*(writer.append(release=True) for writer in writers))
+        assert proxy.round_trips - trips <= 2 * MANY // 3
+        trips = proxy.round_trips
+        for writer in writers[:4]:
+            await writer.seize()
+            await writer.append(release=True)
+        assert proxy.round_trips - trips == 4 * 2, "who is alone waits for nobody, and pays nothing"
+
+
+async def test_each_call_of_many_gets_its_own_log(postgres_url: str) -> None:
+    """Windows of different sizes, pinned entries, an unknown conversation, one that somebody else holds: nobody reads another's."""
+    async with PostgresStore.at(postgres_url) as store:
+        writers = [Writer(store) for _ in range(MANY)]
+        for writer in writers:
+            for number in range(4):
+                await writer.append(writer.entry(body=f'["{writer.key.owner} {number}"]'.encode(), pins=number == 0))
+        await writers[5].seize()
+        stranger = fresh_key()
+        keys = [*(writer.key for writer in writers), stranger]
+        logs = await asyncio.gather(*(store.load(key, turns=1 + at % 3, lease=Lease(f"t{at}", LONG)) for at, key in enumerate(keys)))
+        alone = [await store.load(key, turns=1 + at % 3) for at, key in enumerate(keys)]
+        for at, (log, expected) in enumerate(zip(logs, alone, strict=True)):
+            assert (log.head, log.entries, log.pinned) == (expected.head, expected.entries, expected.pinned), at
+            assert log.holder.token == (writers[5].token if at == 5 else f"t{at}")
+        assert logs[-1].head == Head()
+        assert all(len(log.entries) == 1 + at % 3 and [each.n for each in log.pinned] == [1] for at, log in enumerate(logs[:-1]))
+
+
+async def test_each_append_of_many_has_its_own_outcome(postgres_url: str) -> None:
+    """Those that are refused, repeated, or the first of their conversation are among those that are stored."""
+    async with PostgresStore.at(postgres_url) as store:
+        writers = await seized(store)
+        late, fenced, twice, lost, fresh, second = writers[:6]
+        late.head = Head(late.head.epoch, 0, "")
+        fenced.token = "another"
+        repeated = await twice.append()
+        twice.head = Head(twice.head.epoch, 1, twice.head.id, 1)
+        twice.head = (await store.load(twice.key, turns=0)).head
+        before = Head(repeated.epoch, 1, (await store.load(twice.key)).entries[0].entry.id, 1)
+        lost.head = Head(lost.head.epoch, 7, new_id())
+        fresh = Writer(store)
+        first = await second.append(second.entry(turn="one turn", closing=False))
+        offers = {
+            late: late.offer(), fenced: fenced.offer(), lost: lost.offer(), fresh: fresh.offer(),
+            twice: store.append(twice.key, before, repeated, release=True),
+            second: second.offer(second.entry(turn="one turn", adds=0), release=True),
+        }  # fmt: skip
+        others = writers[6:]
+        released, held = [writer.offer(release=True) for writer in others[:9]], [writer.offer() for writer in others[9:]]
+        answers = await asyncio.gather(*released, *offers.values(), *held)
+        outcomes = [answer.outcome for answer in answers]
+        told = dict(zip(offers, outcomes[9 : 9 + len(offers)], strict=True))
+        assert outcomes[:9] + outcomes[9 + len(offers) :] == [Outcome.STORED] * len(others)
+        assert list(told.values()) == [
+            Outcome.CONFLICT, Outcome.FENCED, Outcome.GAP, Outcome.STORED, Outcome.DUPLICATE, Outcome.STORED,
+        ]  # fmt: skip
+        assert await second.visible() == ((await store.load(second.key)).entries[0].entry.id, first.id, answers[9 + 5].head.id)
+        for writer, free in [(others[0], True), (others[-1], False), (twice, True), (second, True)]:
+            assert ((await store.load(writer.key)).holder.token == "") is free
+
+
+async def test_two_calls_to_one_conversation_are_not_one_statement(postgres_url: str) -> None:
+    """One statement can change a row once: of two appends behind one head one is stored, wherever they wait."""
+    async with PostgresStore.at(postgres_url) as store:
+        writers = await seized(store, 8)
+        answers = await asyncio.gather(*(writer.offer() for writer in writers for _ in range(3)))
+        for at, writer in enumerate(writers):
+            outcomes = [answer.outcome for answer in answers[3 * at : 3 * at + 3]]
+            assert sorted(outcomes) == [Outcome.CONFLICT, Outcome.CONFLICT, Outcome.STORED]
+            assert (await store.load(writer.key)).head.n == 2
+
+
+async def test_a_row_that_somebody_has_locked_holds_up_nobody_else(postgres_url: str) -> None:
+    """One statement for all of them must not wait for the slowest."""
+    link = await asyncpg.connect(postgres_url)
+    async with PostgresStore.at(postgres_url) as store:
+        writers = await seized(store)
+        blocked, *others = writers[4:]
+        transaction = link.transaction()
+        await transaction.start()
+        await link.execute("SELECT FROM convmem.convmem_lease WHERE token = $1 FOR UPDATE", blocked.token)
+        stuck = asyncio.create_task(blocked.append(release=True))
+        await asyncio.gather(*(writer.append(release=True) for writer in (*writers[:4], *others)))
+        again = asyncio.create_task(store.load(blocked.key, lease=Lease(blocked.token, LONG)))
+        await asyncio.gather(*(writer.seize() for writer in (*writers[:4], *others)))
+        assert not stuck.done()
+        assert not again.done()
+        await transaction.commit()
+        await asyncio.gather(stuck, again)
+    await link.close()
+
+
+async def test_what_fails_for_one_fails_for_nobody_else(postgres_server: PostgresServer) -> None:
+    """A row that should not be there makes a statement fail; whoever only came along is asked for alone, and stored."""
+    url = postgres_server.database()
+    async with PostgresStore.at(url) as store:
+        writers = await seized(store)
+        link = await asyncpg.connect(url)
+        await link.execute(
+            "INSERT INTO convmem.convmem_entry"
+            " SELECT e.conversation, 2, start, stored, count, turns, format, closing, visible, opens, kind,"
+            " e.entry || 'x', turn || 'x', e.token, key_id, pinned, hides, body FROM convmem.convmem_entry AS e"
+            " JOIN convmem.convmem_lease AS l ON l.conversation = e.conversation WHERE l.token = $1",
+            writers[9].token,
+        )
+        await link.close()
+        answers = await asyncio.gather(*(writer.offer() for writer in writers), return_exceptions=True)
+        assert isinstance(answers[9], StoreUnavailable)
+        del answers[9]
+        assert [answer.outcome for answer in answers if not isinstance(answer, BaseException)] == [Outcome.STORED] * (MANY - 1)
+
+
+async def test_many_appends_whose_answer_is_lost_are_unknown_and_stored_once(postgres_url: str) -> None:
+    """A reset says nothing about what the server did, for each that was in the statement; the repeat of each entry finds out."""
+    async with Proxy(HOST, port_of(postgres_url)) as proxy, PostgresStore.at(through(postgres_url, proxy.port)) as store:
+        await seized(store)
+        writers = await seized(store)
+        entries = [writer.entry() for writer in writers]
+        proxy.cut_reply_after(1)
+        answers = await asyncio.gather(*(w.offer(e) for w, e in zip(writers, entries, strict=True)), return_exceptions=True)
+        assert any(isinstance(answer, StoreUnavailable) and answer.unknown for answer in answers)
+        for writer, entry, answer in zip(writers, entries, answers, strict=True):
+            if isinstance(answer, BaseException):
+                assert isinstance(answer, StoreUnavailable)
+                assert (await writer.offer(entry)).outcome in {Outcome.STORED, Outcome.DUPLICATE}
+            assert (await store.load(writer.key)).head.n == 2
+
+
+async def test_a_server_that_stands_still_is_told_to_all_who_wait_in_time(postgres_url: str) -> None:
+    """Nobody waits twice: for the statement that is under way, and then for the own one."""
+    link = await asyncpg.connect(postgres_url)
+    async with PostgresStore.at(postgres_url, timeout=timedelta(seconds=0.5)) as store:
+        writers = await seized(store)
+        transaction = link.transaction()
+        await transaction.start()
+        await link.execute("LOCK TABLE convmem.convmem_lease IN ACCESS EXCLUSIVE MODE")
+        began = time.monotonic()
+        answers = await asyncio.gather(*(writer.offer() for writer in writers), return_exceptions=True)
+        took = time.monotonic() - began
+        assert all(isinstance(answer, StoreUnavailable) for answer in answers)
+        assert took < 3 * 0.5
+        await transaction.rollback()
+        for writer in writers:
+            assert (await writer.offer()).outcome is Outcome.STORED
+    await link.close()
