@@ -13,6 +13,7 @@ from pydantic_ai import messages as native
 from pydantic_ai.messages import ModelMessagesTypeAdapter
 
 from convmem import (
+    Citation,
     FilePart,
     ImagePart,
     InvalidMessage,
@@ -29,7 +30,7 @@ from convmem.messages import decode_messages, encode_message, encode_messages
 from convmem.windows import Turn, view
 from convmem_pydantic_ai import from_model_messages, to_model_messages
 
-from .pydantic_ai_corpus import ONE_MESSAGE, PICTURE, SEVERAL_MESSAGES, WHEN, asked, image, request, response, result
+from .pydantic_ai_corpus import CITED, ONE_MESSAGE, PICTURE, SEVERAL_MESSAGES, WHEN, asked, image, request, response, result
 
 JSON = strategies.recursive(
     strategies.none() | strategies.booleans() | strategies.integers() | strategies.floats(allow_nan=False) | strategies.text(),
@@ -166,6 +167,12 @@ def test_a_picture_is_stored_once(message):
     assert encode_message(from_model_messages([message])[0]).count(b64encode(PICTURE)[:12]) == 1
 
 
+def test_arguments_are_stored_once():
+    """Most providers send them as JSON text; a file that a model writes is an argument."""
+    (message,) = from_model_messages([response(native.ToolCallPart("write", json.dumps({"text": "word"}, separators=(",", ":")), "c1"))])
+    assert encode_message(message).count(b"word") == 1
+
+
 def test_others_read_all_that_was_said():
     """Text, pictures, thoughts, calls and results in the forms everybody has; what only a provider reads is left out."""
     system, question, said, first, second, more = from_model_messages(
@@ -191,6 +198,9 @@ def test_others_read_all_that_was_said():
     assert said.tool_calls == (ToolCall(id="c1", name="look", arguments={"at": 1}), ToolCall(id="c2", name="look"))
     assert (first.role, first.text, first.tool_call_id, first.name) == ("tool", '{"kind":"cat"}', "c1", "look")
     assert second.content == (picture, TextPart(text="there"))
+    (cited,) = from_model_messages([response(native.TextPart("A cat.", citations=[CITED]))])
+    source = Citation(start=0, end=5, url="https://a.example", title="Cats", quote="A cat.")
+    assert cited.content == (TextPart(text="A cat.", citations=(source,)),)
 
 
 def test_what_another_framework_wrote_is_in_the_form_of_pydantic_ai():
@@ -245,6 +255,8 @@ def test_a_request_whose_beginning_a_window_leaves_out_is_not_joined_to_another(
     """The rest of it stands alone; the model is sent what is there, in order."""
     one, two = from_model_messages([SEVERAL_MESSAGES[0]]), from_model_messages([SEVERAL_MESSAGES[0]])
     assert [len(message.parts) for message in to_model_messages([*one, two[1]])] == [2, 1]
+    results = from_model_messages([SEVERAL_MESSAGES[1]])
+    assert [len(message.parts) for message in to_model_messages([*one, *results[1:]])] == [2, 3]
 
 
 def test_a_request_nobody_else_can_read_is_in_no_window():
