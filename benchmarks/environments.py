@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from convmem import bootstrap
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 HOME = bootstrap.CHECKOUT / ".venv-bench"
@@ -42,14 +43,18 @@ _SHOWN = (
 )  # fmt: skip
 
 
-def make(name: str) -> Path:
+def make(name: str, requirements: Sequence[str] | None = None) -> Path:
     """Return the Python of an environment, made now if it is missing or other things are asked for.
+
+    Args:
+        name: Of the environment.
+        requirements: What is to be in it; None: as `REQUIREMENTS` says.
 
     Raises:
         BootstrapError: It cannot be made.
     """
     home = HOME / name
-    requirements = REQUIREMENTS[name]
+    requirements = REQUIREMENTS[name] if requirements is None else tuple(requirements)
     stamp = hashlib.sha256(json.dumps(requirements).encode()).hexdigest()
     python, mark = bootstrap.python_of(home), home / "stamp"
     if not (python.exists() and mark.exists() and mark.read_text() == stamp):

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         NoConversation as NoConversation,
         PrincipalConflict as PrincipalConflict,
         SessionNotTrusted as SessionNotTrusted,
+        SourceUnreadable as SourceUnreadable,
         StoreUnavailable as StoreUnavailable,
         TurnClosed as TurnClosed,
         UnknownConversation as UnknownConversation,
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
         from_user as from_user,
         from_visitor as from_visitor,
     )
+    from convmem.importing import Imported as Imported, import_conversations as import_conversations
     from convmem.keys import SessionKey as SessionKey
     from convmem.messages import (
         AudioPart as AudioPart,
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
     from convmem.middleware import ConversationMiddleware as ConversationMiddleware
     from convmem.rests import rest_of as rest_of, with_rest as with_rest
     from convmem.sight import Said as Said
+    from convmem.sources.base import LeftOut as LeftOut
     from convmem.stores.base import Store as Store
     from convmem.stores.memory import MemoryStore as MemoryStore
     from convmem.stores.postgres import PostgresStore as PostgresStore
@@ -134,6 +137,7 @@ _HOMES = {
         "NoConversation",
         "PrincipalConflict",
         "SessionNotTrusted",
+        "SourceUnreadable",
         "StoreUnavailable",
         "TurnClosed",
         "UnknownConversation",
@@ -143,6 +147,7 @@ _HOMES = {
     "convmem.export": ("export_conversation", "export_owner", "export_tenant"),
     "convmem.housekeeping": ("Receipt", "delete_owner", "delete_tenant", "prune"),
     "convmem.identity": ("Identity", "Resolver", "from_callable", "from_header", "from_path", "from_query", "from_user", "from_visitor"),
+    "convmem.importing": ("Imported", "import_conversations"),
     "convmem.keys": ("SessionKey",),
     "convmem.messages": (
         "AudioPart",
@@ -161,6 +166,7 @@ _HOMES = {
     "convmem.middleware": ("ConversationMiddleware",),
     "convmem.rests": ("rest_of", "with_rest"),
     "convmem.sight": ("Said",),
+    "convmem.sources.base": ("LeftOut",),
     "convmem.stores.base": ("Store",),
     "convmem.stores.memory": ("MemoryStore",),
     "convmem.stores.postgres": ("PostgresStore",),

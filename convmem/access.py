@@ -217,9 +217,16 @@ _MOST_LISTED = 1000
 @asynccontextmanager
 async def store_at_hand(store: Store | None) -> AsyncGenerator[Store, None]:
     """Return the store to work with: the one given, that of the middleware around this code, or the environment's, then closed."""
+    async with ledger_at_hand(store) as ledger:
+        yield ledger.store
+
+
+@asynccontextmanager
+async def ledger_at_hand(store: Store | None) -> AsyncGenerator[Ledger, None]:
+    """Return the ledger over that store, with the rules of the middleware around this code, or of the environment."""
     async with _ledger(store) as ledger:
         with _noting(work_around()):
-            yield ledger.store
+            yield ledger
 
 
 def _noting(work: Work | None) -> AbstractContextManager[None]:

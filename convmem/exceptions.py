@@ -58,6 +58,25 @@ class StoreUnavailable(ConvmemError):
         super().__init__(f"The {store} store failed in {operation}" + (f": {reason}" if reason else "."))
 
 
+class SourceUnreadable(ConvmemError):
+    """What an import is to read cannot be read, or is not what it was said to be. What was imported before stays, and is not repeated.
+
+    Attributes:
+        place: Where it is, without a password.
+        reason: A sentence.
+    """
+
+    status = 503
+    code = "source_unreadable"
+    title = "The conversations cannot be read where they are"
+
+    def __init__(self, place: str, reason: str) -> None:
+        """Name the place; `reason` is a sentence without secrets."""
+        self.place = place
+        self.reason = reason
+        super().__init__(f"{place} cannot be read: {reason}.")
+
+
 class ConversationBusy(ConvmemError):
     """Another turn holds the conversation, and the policy or the waiting time says not to wait longer.
 

@@ -30,11 +30,9 @@ from typing import Any
 from convmem.access import store_at_hand
 from convmem.keys import SessionKey
 from convmem.messages import Message, decode_body
+from convmem.sources.exports import FORMAT, encoded
 from convmem.stores.base import Head, Listed, LoadedTurn, Log, Store
 from convmem.walks import each, newest_first, patiently
-
-FORMAT = 1
-"""The version of the format; a later one is written only when a reader of this one would misunderstand it."""
 
 _IN_MEMORY = 8 * 2**20
 _TRIES = 3
@@ -239,8 +237,5 @@ def _refuse(constant: str) -> float:
 
 
 def _line(kind: str, **facts: Any) -> bytes:
-    """Return one line; in it every line break of a text is escaped (RFC 8259 §7), and half a surrogate pair too."""
-    try:
-        return json.dumps({"type": kind, **facts}, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-    except UnicodeEncodeError:
-        return json.dumps({"type": kind, **facts}, separators=(",", ":")).encode() + b"\n"
+    """Return one line."""
+    return encoded({"type": kind, **facts}) + b"\n"

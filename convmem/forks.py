@@ -10,9 +10,9 @@ from datetime import timedelta
 from convmem.exceptions import ConversationConflict, ConversationGone, StoreUnavailable, UnknownConversation, UnknownRevision
 from convmem.identifiers import new_token
 from convmem.keys import SessionKey
-from convmem.messages import decode_body
-from convmem.sight import counted
-from convmem.stores.base import Head, Log, Outcome, Store, StoredEntry
+from convmem.messages import Item, decode_body
+from convmem.stores.base import Entry, Head, Log, Outcome, Store, StoredEntry
+from convmem.turns import entry_after
 from convmem.walks import newest_first, patiently
 
 _ATTEMPTS = 3
@@ -114,29 +114,38 @@ class _Copy:
 
     async def write(self, entries: AsyncIterator[StoredEntry]) -> bool:
         """Append what is not there yet; return False when something else is, or came in between."""
-        n = turns = 0
-        turn, is_counted = "", False
-        pins: dict[int, int] = {}
-        made = None
+        place, turn, is_counted = Head(), "", False
         async for stored in entries:
-            n, entry = n + 1, stored.entry
-            turns, is_counted = counted(_items(stored), turns, already=is_counted and entry.turn == turn)
-            turn = entry.turn
-            pins |= {stored.n: n}
-            pins = {place: pins[place] for place in entry.pinned if place in pins}
-            made = replace(entry, epoch=self._epoch, turns=turns, start=0, pinned=tuple(pins.values()), hides=())
-            if n == self._there.n and made.id != self._there.id:
+            entry = stored.entry
+            made, is_counted = entry_after(
+                place,
+                _items(stored),
+                entry.body,
+                id=entry.id,
+                turn=entry.turn,
+                token=entry.token,
+                epoch=self._epoch,
+                closing=entry.closing,
+                counted=is_counted and entry.turn == turn,
+                format=entry.format,
+                key_id=entry.key_id,
+            )
+            made, turn = replace(made, count=entry.count), entry.turn
+            place = made.head_at(place.n + 1)
+            if place.n == self._there.n and place.id != self._there.id:
                 return False
-            if n > self._there.n:
-                after = self._head
-                appended = await patiently(lambda: self._store.append(self._key, after, made, ttl=self._ttl))  # noqa: B023 - called at once
-                if appended.outcome not in {Outcome.STORED, Outcome.DUPLICATE}:
-                    return False
-            self._head = made.head_at(n)
-        if self._there.n <= n or made is None:
+            if place.n > self._there.n and not await self._append(made):
+                return False
+            self._head = place
+        if self._there.n <= place.n or not place.n:
             return True
-        log = await patiently(lambda: self._store.load(self._key, turns=1, before=n + 1))
-        return bool(log.entries) and log.entries[-1].entry.id == made.id
+        log = await patiently(lambda: self._store.load(self._key, turns=1, before=place.n + 1))
+        return bool(log.entries) and log.entries[-1].entry.id == place.id
+
+    async def _append(self, entry: Entry) -> bool:
+        after = self._head
+        appended = await patiently(lambda: self._store.append(self._key, after, entry, ttl=self._ttl))
+        return appended.outcome in {Outcome.STORED, Outcome.DUPLICATE}
 
     async def take_away(self) -> None:
         """Delete what was stored, unless somebody went on with it."""
@@ -179,8 +188,11 @@ def _end(log: Log, place: Head | None) -> int:
     return log.head.n if place is None else place.n
 
 
-def _items(stored: StoredEntry) -> list[object]:
+def _items(stored: StoredEntry) -> list[tuple[Item, bool]]:
+    """Return what an entry says; the last of it knows whether the entry is to be loaded with every window."""
     try:
-        return [*decode_body(stored.entry.body)]
+        items = decode_body(stored.entry.body)
     except ValueError:
         return []
+    pins = stored.n in stored.entry.pinned
+    return [(item, pins and item is items[-1]) for item in items]

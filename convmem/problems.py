@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from convmem.exceptions import ConfigurationError, ConvmemError, StoreUnavailable
+from convmem.exceptions import ConfigurationError, ConvmemError, SourceUnreadable, StoreUnavailable
 
 PROBLEM_TYPES = "urn:convmem:problem:"
 
@@ -19,7 +19,7 @@ def problem(error: ConvmemError, headers: list[tuple[bytes, bytes]], *, head: bo
         head: Whether the request is a HEAD, whose answer has no body.
     """
     document: dict[str, Any] = {"type": f"{PROBLEM_TYPES}{error.code}", "title": error.title, "status": error.status, "code": error.code}
-    if not isinstance(error, StoreUnavailable | ConfigurationError):
+    if not isinstance(error, StoreUnavailable | SourceUnreadable | ConfigurationError):
         document["detail"] = str(error)
     document.update(error.facts())
     body = json.dumps(document, ensure_ascii=False).encode("utf-8", "backslashreplace")

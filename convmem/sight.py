@@ -84,22 +84,6 @@ def decode(log: Log, *, without: str | None, key: SessionKey) -> Decoded:
     return Decoded(log, turns, pinned, tuple(corrupt))
 
 
-def counted(items: Iterable[object], turns: int, *, already: bool) -> tuple[int, bool]:
-    """Return how many turns are visible behind these messages and edits of one, and whether theirs is among them.
-
-    Args:
-        items: In order.
-        turns: How many there are before them.
-        already: Whether theirs is one of those.
-    """
-    for item in items:
-        if isinstance(item, Edit) and item.begins_anew:
-            turns, already = 0, False
-        if isinstance(item, Message) and not already:
-            turns, already = turns + 1, True
-    return turns, already
-
-
 def _items(entries: Iterable[StoredEntry], corrupt: list[int]) -> tuple[Item, ...]:
     items: list[Item] = []
     for stored in entries:

@@ -37,8 +37,8 @@ from convmem.identifiers import new_id, new_token
 from convmem.keys import SessionKey
 from convmem.messages import Edit, Item, Message, Note, decode_body, encode_edit, encode_message, encode_messages, encode_note
 from convmem.records import record
-from convmem.sight import Decoded, counted, decode
-from convmem.stores.base import Appended, Entry, Head, Kind, Lease, Log, Lookup, Outcome, Store, StoredEntry
+from convmem.sight import Decoded, decode
+from convmem.stores.base import ENTRY_FORMAT, Appended, Entry, Head, Kind, Lease, Log, Lookup, Outcome, Store, StoredEntry
 from convmem.tokens import Meter
 from convmem.turnstile import Turnstile
 from convmem.windows import Window
@@ -741,27 +741,20 @@ class Turn:
         raise error
 
     def _entry(self, staged: list[_Staged], *, closing: bool) -> Entry:
-        n, head = self.head.n + 1, self.head
-        turns, self._will_count = counted([one.item for one in staged], head.turns, already=self._counted or self._supersedes)
-        pinned, pins = head.pinned, False
-        for one in staged:
-            if isinstance(one.item, Edit) and one.item.begins_anew:
-                pinned, pins = (), False
-            pins = pins or one.pins
         identifier = new_id()
         self.id = self.id or identifier
-        return Entry(
+        entry, self._will_count = entry_after(
+            self.head,
+            [(one.item, one.pins) for one in staged],
+            encode_messages([one.encoded for one in staged]),
             id=identifier,
             turn=self.id,
             token=self._token,
-            epoch=head.epoch or self._epoch,
-            body=encode_messages([one.encoded for one in staged]),
-            count=len([one for one in staged if isinstance(one.item, Message)]),
+            epoch=self.head.epoch or self._epoch,
             closing=closing,
-            turns=turns,
-            start=head.start,
-            pinned=(*pinned, n)[-_PINNED:] if pins else pinned,
+            counted=self._counted or self._supersedes,
         )
+        return entry
 
     def _reset_entry(self) -> Entry:
         identifier, epoch, n = new_id(), self.head.epoch or self._epoch, self.head.n + 1
@@ -783,6 +776,59 @@ class Turn:
         if not self.ended:
             with suppress(StoreUnavailable):
                 await self.ledger.store.renew(self.key, Lease(self._token, self.ledger.rules.lease), self.head)
+
+
+def entry_after(
+    head: Head,
+    said: Sequence[tuple[Item, bool]],
+    body: bytes,
+    *,
+    id: str,  # noqa: A002 - the field's name
+    turn: str,
+    token: str,
+    epoch: str,
+    closing: bool,
+    counted: bool,
+    format: int = ENTRY_FORMAT,  # noqa: A002 - the field's name
+    key_id: str = "",
+) -> tuple[Entry, bool]:
+    """Return the entry of a turn that goes after a head, and whether its turn counts among the visible ones by then.
+
+    Args:
+        head: It.
+        said: What the body holds, and of each whether its entry is to be loaded with every window.
+        body: The same, encoded.
+        id: See `Entry`, as for those below.
+        turn: It.
+        token: Of the attempt.
+        epoch: Of the head, or a fresh one.
+        closing: Whether the turn ends with it.
+        counted: Whether the turn counts already, by an earlier entry of it.
+        format: See `Entry`.
+        key_id: See `Entry`.
+    """
+    turns, pinned, pins = head.turns, head.pinned, False
+    for item, pinning in said:
+        if isinstance(item, Edit) and item.begins_anew:
+            turns, counted, pinned, pins = 0, False, (), False
+        if isinstance(item, Message) and not counted:
+            turns, counted = turns + 1, True
+        pins = pins or pinning
+    entry = Entry(
+        id=id,
+        turn=turn,
+        token=token,
+        epoch=epoch,
+        body=body,
+        count=sum(isinstance(item, Message) for item, _ in said),
+        closing=closing,
+        turns=turns,
+        start=head.start,
+        pinned=(*pinned, head.n + 1)[-_PINNED:] if pins else pinned,
+        format=format,
+        key_id=key_id,
+    )
+    return entry, counted
 
 
 @dataclass(frozen=True, slots=True)

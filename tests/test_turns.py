@@ -236,7 +236,7 @@ async def test_a_turn_cancelled_at_any_moment_of_its_end_is_stored_once_and_whol
 async def test_the_next_turn_here_waits_until_a_cancelled_one_is_stored(world, ledger):
     """It takes its place in the queue, and need not poll the store for a lease of its own process."""
     turn = await begun(ledger, None, "hi")
-    world.store.delay = timedelta(milliseconds=50)
+    world.store.delay = timedelta(milliseconds=400)
     ending = asyncio.create_task(turn.close())
     await asyncio.sleep(0.01)
     ending.cancel()

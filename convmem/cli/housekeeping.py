@@ -1,4 +1,4 @@
-"""The commands on stored conversations: ``convmem list``, ``delete``, ``export`` and ``prune``."""
+"""The commands on stored conversations: ``convmem list``, ``delete``, ``export``, ``import`` and ``prune``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from convmem import (
+    Imported,
+    LeftOut,
     Receipt,
     SessionKey,
     Settings,
@@ -25,10 +27,12 @@ from convmem import (
     export_conversation,
     export_owner,
     export_tenant,
+    import_conversations,
     prune as prune_store,
 )
 from convmem.cli.commands import app
 from convmem.cli.terminal import EXIT_UNFINISHED, Progress, say, sentences, settings_or_exit, stop
+from convmem.sources import SOURCES
 from convmem.surroundings import format_duration, parse_age
 
 if TYPE_CHECKING:
@@ -134,6 +138,55 @@ def export(
     say(f"{_counted(end['conversations'])} with {end['messages']} messages exported.{damaged}", error=True)
 
 
+@app.command("import")
+def import_(
+    place: Annotated[str, typer.Argument(help="A file, - for standard input, or the URL of a database.")],
+    source: Annotated[str, typer.Option("--from", help=f"Who wrote it: {', '.join(SOURCES)}.")] = "convmem",
+    owner: Annotated[str | None, typer.Option(help="Whose all of them are to be: user:IDENTITY, visitor:ID or header:ID.")] = None,
+    ids: Annotated[str | None, typer.Option(help="What their session ids look like, such as {user}:{session}.", metavar="PATTERN")] = None,
+    tenant: Annotated[str | None, typer.Option(help="In which tenant they are to be.")] = None,
+    table: Annotated[str | None, typer.Option(help="The table they are in; else the library's default.")] = None,
+    prefix: Annotated[str | None, typer.Option(help="What their keys in Redis begin with; else the library's default.")] = None,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be carried, and what could not.")] = False,
+    undelete: Annotated[bool, typer.Option("--undelete", help="Carry what was deleted here, too.")] = False,
+) -> None:
+    """Read conversations from an export or from another library's store. Twice is as good as once.
+
+    Ends with 0 when all are here, with 1 when something could not be carried, which is said line by line, or a place cannot be read or a
+    store does not answer, with 2 when it cannot begin.
+    """
+    settings = settings_or_exit()
+
+    async def run(progress: Progress) -> Imported:
+        def tell(receipt: Imported) -> None:
+            progress.tell(f"{_counted(receipt.conversations)}, {receipt.messages} messages {'read' if dry_run else 'stored'}")
+
+        async with _store(settings, may_be_new=True) as store:
+            return await import_conversations(
+                place, source, owner=owner, ids=ids, tenant=tenant, table=table, prefix=prefix,
+                store=store, dry_run=dry_run, undelete=undelete, progress=tell, left_out=_name,
+            )  # fmt: skip
+
+    with sentences(again="What was stored stays stored; run it again."), Progress() as progress:
+        receipt = asyncio.run(run(progress))
+    would_be = "would be " if dry_run else ""
+    say(
+        f"{_counted(receipt.conversations)} {would_be}here, {receipt.already} of them before; {receipt.messages} messages {would_be}stored."
+    )
+    if receipt.renamed:
+        say(f"{_counted(receipt.renamed)} {would_be}here under a new id: theirs is not 1 to 128 of A-Z a-z 0-9 _ -.")
+    if receipt.left_out:
+        say(f"{receipt.left_out} could not be carried; they are named above.", style="red", error=True)
+        raise typer.Exit(EXIT_UNFINISHED)
+
+
+def _name(what: LeftOut) -> None:
+    """Say what could not be carried: to standard error, so that it can go to a file."""
+    message = "" if what.message is None else f", message {what.message}"
+    say(f"not carried: {what.conversation!r}{message}: {what.reason}", error=True)
+
+
 @app.command()
 def prune(
     older_than: Annotated[
@@ -186,13 +239,13 @@ def _whose(owner: str | None, tenant: str | None) -> str:
     return f"{owner}{f' in {place}' if place else ''}" if owner else f"everybody in {place}"
 
 
-def _store(settings: Settings) -> Store:
+def _store(settings: Settings, *, may_be_new: bool = False) -> Store:
     """Return the app's store; exit when what the settings name cannot be it."""
     with sentences():
         url = settings.store_url
         if url.reach == "process":
             stop(f"CONVMEM_STORE is {url}: an app keeps that in its own process, where no command reaches it.")
-        if url.scheme == "sqlite" and not Path(url.path).exists():
+        if url.scheme == "sqlite" and not Path(url.path).exists() and not may_be_new:
             stop(f"{url} does not exist; run this in the app's working directory, or set CONVMEM_STORE as it is set there.")
         return settings.open_store()
 

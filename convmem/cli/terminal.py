@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from convmem import ConfigurationError, InvalidIdentity, Settings, StoreUnavailable
+from convmem import ConfigurationError, InvalidIdentity, Settings, SourceUnreadable, StoreUnavailable
 
 EXIT_STORE_DOWN = 1
 EXIT_UNFINISHED = 1
@@ -35,13 +35,13 @@ def sentences(*, again: str = "") -> Iterator[None]:
     """End with the sentence of a typed error, and the exit code of its kind.
 
     Args:
-        again: Added where the store did not answer: what is done by then, and what to do.
+        again: Added where a store did not answer: what is done by then, and what to do.
     """
     try:
         yield
     except (ConfigurationError, InvalidIdentity) as error:
         stop(str(error))
-    except StoreUnavailable as error:
+    except (SourceUnreadable, StoreUnavailable) as error:
         stop(f"{error} {again}".strip(), EXIT_STORE_DOWN)
 
 

@@ -285,3 +285,65 @@ class TestPrune:
         assert code == 0
         assert "\x1b[?25l" in seen, "no spinner"
         assert "1 conversation deleted" in seen
+
+
+class TestImport:
+    """``convmem import``."""
+
+    def test_it_reads_an_export_back(self, folder, tmp_path_factory):
+        """Into a store that is new, and once however often it is run; standard output has the sum, standard error what is wrong."""
+        run(folder, "export", "--owner", "user:ada", "--output", "ada.ndjson")
+        place, new = str(folder / "ada.ndjson"), tmp_path_factory.mktemp("new")
+        done = run(new, "import", place)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "1 conversation here, 0 of them before; 1 messages stored.\n", "")
+        assert there(new) == {ADA}
+        again = run(new, "import", place)
+        assert (again.returncode, again.stdout) == (0, "1 conversation here, 1 of them before; 0 messages stored.\n")
+        assert run(new, "import", place, "--tenant", "acme", "--owner", "user:bob").returncode == 0
+        assert there(new) == {ADA, SessionKey.for_user("bob", "a", tenant="acme")}
+
+    def test_what_could_not_be_carried_is_named_and_ends_with_1(self, folder):
+        """A script that moves house finds out, and a person can look at each."""
+        run(folder, "export", "--tenant", "", "--output", "all.ndjson")
+        run(folder, "delete", "--owner", "user:ada", "--yes")
+        done = run(folder, "import", "all.ndjson")
+        assert (done.returncode, done.stdout) == (1, "0 conversations here, 0 of them before; 0 messages stored.\n")
+        assert "not carried: 'user:ada/a': it was deleted here on 20" in done.stderr
+        assert "1 could not be carried" in done.stderr
+        assert SECRET not in done.stdout + done.stderr
+        assert run(folder, "import", "all.ndjson", "--undelete").returncode == 0
+        assert there(folder) == {ADA, BOB}
+
+    def test_a_dry_run_stores_nothing(self, folder, tmp_path_factory):
+        """It says what would be, and ends as the import would."""
+        run(folder, "export", "--owner", "user:ada", "--output", "ada.ndjson")
+        new = tmp_path_factory.mktemp("new")
+        done = run(new, "import", str(folder / "ada.ndjson"), "--dry-run")
+        assert (done.returncode, done.stdout) == (0, "1 conversation would be here, 0 of them before; 1 messages would be stored.\n")
+        assert there(new) == set()
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "sentence"),
+        [
+            (("x", "--from", "nowhere"), 2, "There is no source 'nowhere'; use convmem, langchain-redis"),
+            (("x", "--from", "llamaindex-file"), 2, "Say once whose"),
+            (("x", "--owner", "ada"), 2, "An owner is user:<identity>"),
+            (("nothing.ndjson",), 1, "nothing.ndjson cannot be read: No such file or directory. What was stored stays stored"),
+            (("convmem.db",), 1, "it is no export of convmem"),
+        ],
+    )
+    def test_what_cannot_be_read_is_said_in_a_sentence(self, folder, arguments, code, sentence):
+        """And no traceback."""
+        done = run(folder, "import", *arguments)
+        assert (done.returncode, done.stdout) == (code, "")
+        assert sentence in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_another_librarys_file(self, folder):
+        """From the command line to the conversation."""
+        messages = [{"role": "user", "blocks": [{"block_type": "text", "text": "hi"}], "additional_kwargs": {}}, {"role": "nobody"}]
+        (folder / "store.json").write_text(json.dumps({"store": {"ada:chat": messages}}))
+        done = run(folder, "import", "store.json", "--from", "llamaindex-file", "--ids", "{user}:{session}")
+        assert (done.returncode, done.stdout) == (1, "1 conversation here, 0 of them before; 1 messages stored.\n")
+        assert "not carried: 'ada:chat', message 2: " in done.stderr
+        assert SessionKey.for_user("ada", "chat") in there(folder)

@@ -10,6 +10,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 
+ELSEWHERE = {
+    "docs/how-to/autogen.md": ("autogen-agentchat>=0.7", "autogen-ext>=0.7"),
+    "docs/how-to/crewai.md": ("crewai>=1.15",),
+}
+"""Pages whose Python is run in an environment of its own, with these packages: they clash with what the rest is tested with."""
 _FENCE = re.compile(r'```(?P<language>[a-z]*)(?: title="(?P<title>[\w./-]+)")?')
 _NOT_RUN = re.compile(r"<!-- not run: (?P<reason>.+) -->")
 _HEADING = re.compile(r"#{1,6} (?P<text>.+)")

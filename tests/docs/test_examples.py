@@ -14,6 +14,8 @@ The conventions, by the language of a block; each page has a directory of its ow
 
 A page whose blocks name ``REDIS_URL`` finds the address of a server there.
 
+Pages in `ELSEWHERE` are run by `test_elsewhere`, in environments of their own.
+
 A block below ``<!-- not run: reason -->`` is left alone, and has to be listed here. Warnings are errors everywhere.
 """
 
@@ -29,7 +31,7 @@ import types
 
 import pytest
 
-from .pages import ROOT, anchors_of, blocks_of, links_of, name_of, pages
+from .pages import ELSEWHERE, ROOT, anchors_of, blocks_of, links_of, name_of, pages
 from .terminal import Terminal
 
 NOT_RUN = {
@@ -74,7 +76,9 @@ def servers(request, monkeypatch):
     return start
 
 
-@pytest.mark.parametrize("page", [pytest.param(page, id=name_of(page)) for page in pages() if blocks_of(page)])
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=name_of(page)) for page in pages() if blocks_of(page) and name_of(page) not in ELSEWHERE]
+)
 def test_every_code_block_runs(page, directory, servers, monkeypatch):
     """An example that does not work is worse than none: it is the first thing a reader tries."""
     servers(page)
