@@ -69,6 +69,7 @@ def test_every_extra_can_be_installed_by_its_name(wheel):
         "demo",
         "docs",
         "langchain",
+        "langgraph",
         "llamaindex",
         "openai-agents",
         "otel",
