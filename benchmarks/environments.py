@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
 HOME = bootstrap.CHECKOUT / ".venv-bench"
 REQUIREMENTS = {
-    "own": (*(("-c", str(bootstrap.CONSTRAINTS)) if bootstrap.CONSTRAINTS.exists() else ()), "-e", f"{bootstrap.CHECKOUT}[all]", "uvloop"),
+    "own": (
+        *(("-c", str(bootstrap.CONSTRAINTS)) if bootstrap.CONSTRAINTS.exists() else ()),
+        "-e",
+        f"{bootstrap.CHECKOUT}[all]",
+        "aiosqlite",
+        "httptools",
+        "uvloop",
+    ),
     "langchain": (
         "langchain-community",
         "langchain-postgres",
@@ -34,12 +41,25 @@ REQUIREMENTS = {
         "redis[hiredis]",
         "uvloop",
     ),
-    "agents": ("openai-agents[redis,sqlalchemy]", "aiosqlite", "asyncpg", "redis[hiredis]", "starsessions", "starlette", "uvloop"),
+    "agents": (
+        "openai-agents[redis,sqlalchemy]",
+        "aiosqlite",
+        "asyncpg",
+        "redis[hiredis]",
+        "starsessions",
+        "starlette",
+        "litestar",
+        "httptools",
+        "uvicorn",
+        "uvloop",
+    ),
+    "adk": ("google-adk[db]", "asyncpg", "aiosqlite", "uvloop"),
 }
 _SHOWN = (
     "convmem", "redis", "hiredis", "asyncpg", "psycopg", "aiosqlite", "sqlalchemy", "uvloop", "langchain-core", "langchain-community",
     "langchain-postgres", "langgraph", "langgraph-checkpoint-postgres", "langgraph-checkpoint-sqlite", "llama-index-core",
-    "llama-index-storage-chat-store-postgres", "llama-index-storage-chat-store-redis", "openai-agents", "starsessions",
+    "llama-index-storage-chat-store-postgres", "llama-index-storage-chat-store-redis", "openai-agents",
+    "starsessions", "litestar", "google-adk",
 )  # fmt: skip
 
 

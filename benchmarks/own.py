@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.still import SECRET, Sink, ask, request_scope
+from benchmarks.still import SECRET, Sink, StillStore, appending, ask, bare, reading, request_scope, visitor_cookie
 from benchmarks.workload import WINDOW, System, answer, question
 from convmem import ConversationMiddleware, Message, SessionKey, Settings, Window, current_conversation, from_callable, open_store
 from convmem.access import open_conversation
 from convmem.identifiers import new_id, new_token
-from convmem.messages import encode_message, encode_messages
 from convmem.stores.base import Entry, Head, Lease, Outcome
 from convmem.stores.sqlite import SQLiteStore
 
 if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from convmem import Store
 
@@ -24,12 +24,19 @@ _LEASE = timedelta(seconds=8)
 
 
 def _entry(head: Head, token: str) -> Entry:
-    said = encode_messages(map(encode_message, (Message.user(question()), Message.assistant(answer()))))
-    return Entry(new_id(), new_id(), token, head.epoch or new_token(), said, count=2, closing=True, turns=head.turns + 1, start=head.start)
+    said = [{"role": "user", "content": question()}, {"role": "assistant", "content": answer()}]
+    stored = [{**each, "id": new_id(), "created_at": "2026-01-01T00:00:00.000000+00:00"} for each in said]
+    body = json.dumps(stored, separators=(",", ":")).encode()
+    return Entry(new_id(), new_id(), token, head.epoch or new_token(), body, count=2, closing=True, turns=head.turns + 1, start=head.start)
+
+
+def first_entry() -> Entry:
+    """Return a whole turn, the first of its conversation."""
+    return _entry(Head(), new_token())
 
 
 class ThroughStore(System):
-    """`Store.load` with the lease, `Store.append` that releases it: two calls, and no message is decoded."""
+    """`Store.load` with the lease, `Store.append` that releases it: two calls with bytes, and no message is typed, as at the limit."""
 
     async def open(self) -> None:
         """Open the store."""
@@ -53,7 +60,7 @@ class ThroughStore(System):
         assert log.holder.token == token
         appended = await self.store.append(key, log.head, _entry(log.head, token), release=True)
         assert appended.outcome is Outcome.STORED
-        return sum(stored.entry.count for stored in log.entries)
+        return 2 * len(log.entries)
 
     async def aclose(self) -> None:
         """Close the store."""
@@ -72,6 +79,44 @@ class ThroughConversation(ThroughStore):
             loaded = len(conversation.messages)
             conversation.append(Message.user(question()), Message.assistant(answer()))
         return loaded
+
+
+class Direct(System):
+    """A request of a known visitor to an app, with no server and no store that does anything."""
+
+    async def open(self) -> None:
+        """Make the request."""
+        self._app = self._made()
+        self._scope, self._sink = request_scope(visitor_cookie(), self._method), Sink()
+
+    async def fill(self, session: str, messages: int) -> None:
+        """There is nothing to fill."""
+
+    async def turn(self, session: str) -> int:  # noqa: ARG002 - there is one visitor
+        """Send it."""
+        await ask(self._app, self._scope, self._sink)
+        return 0
+
+    _method = "GET"
+
+    def _made(self) -> ASGIApp:
+        return bare
+
+
+class DirectReading(Direct):
+    """Through the middleware: the handler takes its conversation and appends nothing."""
+
+    def _made(self) -> ASGIApp:
+        return ConversationMiddleware(reading, store=StillStore(), settings=Settings({}, secret_key=SECRET, cookie_secure="auto"))
+
+
+class DirectAppending(Direct):
+    """Through the middleware: the handler appends a turn, which is committed."""
+
+    _method = "POST"
+
+    def _made(self) -> ASGIApp:
+        return ConversationMiddleware(appending, store=StillStore(), settings=Settings({}, secret_key=SECRET, cookie_secure="auto"))
 
 
 class ThroughMiddleware(ThroughStore):

@@ -12,6 +12,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any, cast
 
+import aiosqlite
 import asyncpg
 import hiredis
 from redis.asyncio import Redis
@@ -32,6 +33,7 @@ redis.call('HSET', KEYS[1], 'v', ARGV[1] + #ARGV - 2)
 redis.call('HDEL', KEYS[1], 'l')
 return 1
 """
+_WINDOW = "SELECT seq, body FROM turn WHERE session = ? ORDER BY seq DESC LIMIT ?"
 
 
 def _said(messages: int = 2) -> list[bytes]:
@@ -160,10 +162,10 @@ class HeldStatements(System):
 
     async def fill(self, session: str, messages: int) -> None:
         """Copy them in."""
-        link, *others = await self._free.get()
+        link = await asyncpg.connect(self.place)
         rows = [(session, seq + 1, b"[" + b",".join(_said()) + b"]") for seq in range(messages // 2)]
         await link.copy_records_to_table("raw_turn", records=rows)
-        self._free.put_nowait((link, *others))
+        await link.close()
 
     async def turn(self, session: str) -> int:
         """Load, append."""
@@ -180,6 +182,28 @@ class HeldStatements(System):
         """Disconnect."""
         while not self._free.empty():
             await self._free.get_nowait()[0].close()
+
+
+class Pool(HeldStatements):
+    """The same statements by asyncpg's pool, as everybody does it: each connection is reset when it comes back."""
+
+    async def open(self) -> None:
+        """Make the tables, connect."""
+        await super().open()
+        await super().aclose()
+        self._pool = await asyncpg.create_pool(self.place, min_size=10, max_size=10)
+
+    async def turn(self, session: str) -> int:
+        """Load, append."""
+        rows = await self._pool.fetch(self._LOAD, session, "token", WINDOW // 2)
+        seq = rows[0][0] + 1 if rows else 1
+        stored = await self._pool.fetch(self._APPEND, session, seq, b"[" + b",".join(_said()) + b"]", "token")
+        assert len(stored) == 1
+        return 2 * len(rows)
+
+    async def aclose(self) -> None:
+        """Disconnect."""
+        await self._pool.close()
 
 
 class StdlibSQLite(System):
@@ -206,7 +230,7 @@ class StdlibSQLite(System):
         run("PRAGMA synchronous = NORMAL")
         run("BEGIN IMMEDIATE")
         run("INSERT INTO lease VALUES (?, 'token', unixepoch() + 8) ON CONFLICT DO UPDATE SET until = unixepoch() + 8", (session,))
-        rows = run("SELECT seq, body FROM turn WHERE session = ? ORDER BY seq DESC LIMIT ?", (session, WINDOW // 2)).fetchall()
+        rows = run(_WINDOW, (session, WINDOW // 2)).fetchall()
         run("COMMIT")
         await asyncio.sleep(0)
         run("PRAGMA synchronous = FULL")
@@ -221,3 +245,42 @@ class StdlibSQLite(System):
     async def aclose(self) -> None:
         """Close it."""
         self._link.close()
+
+
+class Aiosqlite(System):
+    """The same by aiosqlite, as everybody does it: one connection, one thread, one call after the other."""
+
+    async def open(self) -> None:
+        """Make the file."""
+        self._made = StdlibSQLite(self.place)
+        await self._made.open()
+        self._link = await aiosqlite.connect(str(Path(self.place) / "raw.db"), isolation_level=None)
+        self._turn = asyncio.Lock()
+
+    async def fill(self, session: str, messages: int) -> None:
+        """Insert them in one transaction."""
+        await self._made.fill(session, messages)
+
+    async def turn(self, session: str) -> int:
+        """Load, append."""
+        run, now = self._link.execute, "unixepoch() + 8"
+        async with self._turn:  # a transaction belongs to the connection
+            await run("PRAGMA synchronous = NORMAL")
+            await run("BEGIN IMMEDIATE")
+            await run(f"INSERT INTO lease VALUES (?, 'token', {now}) ON CONFLICT DO UPDATE SET until = {now}", (session,))
+            rows = list(await self._link.execute_fetchall(_WINDOW, (session, WINDOW // 2)))
+            await run("COMMIT")
+        async with self._turn:
+            await run("PRAGMA synchronous = FULL")
+            await run("BEGIN IMMEDIATE")
+            freed = (await run("DELETE FROM lease WHERE session = ? AND token = 'token'", (session,))).rowcount
+            body = b"[" + b",".join(_said()) + b"]"
+            await run("INSERT INTO turn VALUES (?, ?, ?)", (session, rows[0][0] + 1 if rows else 1, body))
+            await run("COMMIT")
+        assert freed == 1
+        return 2 * len(rows)
+
+    async def aclose(self) -> None:
+        """Close it."""
+        await self._link.close()
+        await self._made.aclose()

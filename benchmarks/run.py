@@ -10,24 +10,37 @@ import random
 import statistics
 import subprocess
 import tempfile
+import time
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 from urllib.parse import urlsplit
 
-from benchmarks import environments
-from benchmarks.systems import SYSTEMS, System
+import asyncpg
+from redis.asyncio import Redis
+
+from benchmarks import environments, processes
+from benchmarks.systems import DIRECT, SERVED, SYSTEMS, System
+from benchmarks.workload import WINDOW
 from tests.faults.proxy import Proxy
 from tests.wheels import valkey
 from tests.wheels.postgres import PostgresServer, wheel_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterable, Sequence
 
-_LOST = 60.0
 _LINE = 2**24
 _COUNTED = 4
+_LONG = 1000
+_PATIENCE = 5.0
+"""Seconds that one long conversation may take to be made, if many are to be."""
+_IMPORTS = 7
+_SERVED_TIMES = 3
+"""A server under load takes longer to show what it does than a call does."""
+_SERVERS = ("redis", "postgresql")
+_RELATIONS = "SELECT coalesce(sum(pg_relation_size(oid)), 0)::float FROM pg_class WHERE oid >= 16384 AND relkind IN ('r', 'i', 't')"
+"""Tables, their indexes, and what was too large for them; not the system's own (those have smaller numbers)."""
 
 
 @dataclass(frozen=True)
@@ -37,25 +50,29 @@ class Plan:
     Attributes:
         sizes: Messages stored before a turn.
         busy_sizes: Those at which many sessions talk at once too.
-        rounds: How often each cell is measured.
+        rounds: How often each cell is measured, if there is time.
         seconds: How long.
+        minutes: No round begins that would end later than this, counted from the first.
+        grown: Conversations that are made turn by turn to see what is stored, and turns in each.
     """
 
     sizes: Sequence[int]
     busy_sizes: Sequence[int]
     rounds: int
     seconds: float
+    minutes: float
+    grown: tuple[int, int] = (8, 50)
     sessions: int = 32
 
 
-QUICK = Plan(sizes=(0, 100, 1000), busy_sizes=(0, 1000), rounds=2, seconds=0.15)
-FULL = Plan(sizes=(0, 10, 100, 1000, 10_000), busy_sizes=(0, 100, 1000), rounds=5, seconds=0.4)
+QUICK = Plan(sizes=(0, 100, 1000), busy_sizes=(0, 1000), rounds=3, seconds=0.1, minutes=1.2, grown=(4, 20))
+FULL = Plan(sizes=(0, 10, 100, 1000, 10_000), busy_sizes=(0, 10, 100, 1000, 10_000), rounds=7, seconds=0.3, minutes=10)
 
 
 class Cell(NamedTuple):
     """One cell of the table."""
 
-    system: System
+    system: str
     messages: int
     concurrency: int
 
@@ -67,36 +84,64 @@ class Results:
     Attributes:
         cells: Each cell's rounds, in the order they were measured.
         counted: Round trips, bytes sent and bytes received a turn, by system and size, for systems with a server.
+        stored: Bytes a message takes in the store, by system.
+        idle: Bytes of memory that a process held after its first request, by system.
         failed: Why a system has no figures.
         facts: Machine and versions.
     """
 
     cells: dict[Cell, list[dict[str, float]]] = field(default_factory=dict)
     counted: dict[tuple[str, int], tuple[float, float, float]] = field(default_factory=dict)
+    stored: dict[str, float] = field(default_factory=dict)
+    idle: dict[str, int] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
     def median(self, system: str, messages: int, concurrency: int, figure: str) -> float | None:
         """Return the median over the rounds; None where nothing was measured."""
-        rounds = next((rounds for cell, rounds in self.cells.items() if (cell[0].name, *cell[1:]) == (system, messages, concurrency)), [])
-        return statistics.median(each[figure] for each in rounds) if rounds else None
+        values = self._values(system, messages, concurrency, figure)
+        return statistics.median(values) if values else None
 
     def spread(self, system: str, messages: int, concurrency: int, figure: str) -> float:
         """Return how far the rounds are apart, as a part of their median."""
-        rounds = next((rounds for cell, rounds in self.cells.items() if (cell[0].name, *cell[1:]) == (system, messages, concurrency)), [])
-        values = [each[figure] for each in rounds]
+        values = self._values(system, messages, concurrency, figure)
         return (max(values) - min(values)) / statistics.median(values) if values else 0.0
+
+    def _values(self, system: str, messages: int, concurrency: int, figure: str) -> list[float]:
+        return [each[figure] for each in self.cells.get(Cell(system, messages, concurrency), [])]
 
     def lines(self) -> list[str]:
         """Return everything as JSON, an object a line."""
         rows: list[dict[str, Any]] = [{"facts": self.facts}]
         for cell, rounds in self.cells.items():
-            rows += [{"system": cell.system.name, "store": cell.system.store, "messages": cell.messages, "concurrency": cell.concurrency,
-                      "round": number, **each} for number, each in enumerate(rounds)]  # fmt: skip
+            rows += [{**cell._asdict(), "round": number, **figures} for number, figures in enumerate(rounds)]
         rows += [{"system": name, "messages": messages, "trips": trips, "sent": sent, "received": received}
                  for (name, messages), (trips, sent, received) in self.counted.items()]  # fmt: skip
+        rows += [{"system": name, "stored": stored} for name, stored in self.stored.items()]
+        rows += [{"system": name, "idle": idle} for name, idle in self.idle.items()]
         rows += [{"system": name, "failed": why} for name, why in self.failed.items()]
         return [json.dumps(row) for row in rows]
+
+    @classmethod
+    def of_lines(cls, lines: Iterable[str]) -> Self:
+        """Return what `lines` wrote."""
+        found = cls()
+        for row in map(json.loads, lines):
+            if "facts" in row:
+                found.facts = row["facts"]
+            elif "failed" in row:
+                found.failed[row["system"]] = row["failed"]
+            elif "stored" in row:
+                found.stored[row["system"]] = row["stored"]
+            elif "idle" in row:
+                found.idle[row["system"]] = row["idle"]
+            elif "trips" in row:
+                found.counted[row["system"], row["messages"]] = (row["trips"], row["sent"], row["received"])
+            else:
+                cell = Cell(row.pop("system"), row.pop("messages"), row.pop("concurrency"))
+                del row["round"]
+                found.cells.setdefault(cell, []).append(row)
+        return found
 
 
 class WorkerError(Exception):
@@ -121,8 +166,8 @@ class Worker:
         )  # fmt: skip
         return cls(process)
 
-    async def ask(self, verb: str, **arguments: Any) -> Any:
-        """Have it do something.
+    async def ask(self, verb: str, within: float = 120.0, **arguments: Any) -> Any:
+        """Have it do something, within so many seconds.
 
         Raises:
             WorkerError: It failed, or took too long.
@@ -132,7 +177,7 @@ class Worker:
         try:
             self._process.stdin.write(json.dumps({"do": verb, **arguments}).encode() + b"\n")
             await self._process.stdin.drain()
-            async with asyncio.timeout(_LOST):
+            async with asyncio.timeout(within):
                 line = await self._process.stdout.readline()
         except (TimeoutError, OSError) as error:
             await self.stop()  # it is stuck, and so is all that is asked of it
@@ -171,24 +216,68 @@ class Places:
             return self._valkey.url
         name = system.shares or system.name
         if name not in self._databases:
-            if system.store == "postgresql":
-                self._databases[name] = self._postgres.database()
-            else:
-                folder = self._folder / str(len(self._databases))
-                folder.mkdir()
-                self._databases[name] = str(folder)
+            self._databases[name] = self.fresh(system)
         return self._databases[name]
+
+    def fresh(self, system: System) -> str:
+        """Return a place where nothing is; on Redis, where nothing bears the same names."""
+        if system.store == "redis":
+            return self._valkey.url
+        if system.store == "postgresql":
+            return self._postgres.database()
+        return tempfile.mkdtemp(dir=self._folder)
+
+    def cpu(self, system: System) -> float:
+        """Return the seconds of CPU that the system's server has used; 0 where there is none."""
+        pids = {"redis": self._valkey.pid, "postgresql": self._postgres.pid}
+        return processes.cpu(pids[system.store]) if system.store in pids else 0.0
+
+    async def connections(self, place: str) -> int:
+        """Return how many connections the server at a place has; 0 where there is none."""
+        if place.startswith("redis"):
+            return int(self._valkey.info("connected_clients"))
+        if place.startswith("postgresql"):
+            link = await asyncpg.connect(place)
+            try:
+                return int(await link.fetchval("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"))
+            finally:
+                await link.close()
+        return 0
+
+    async def taken(self, system: System, place: str) -> float:
+        """Return how many bytes are stored at a place."""
+        if system.store == "redis":
+            async with Redis.from_url(place) as link:
+                keys = [key async for key in link.scan_iter(count=10_000)]
+                async with link.pipeline(transaction=False) as pipeline:
+                    for key in keys:
+                        pipeline.memory_usage(key, samples=0)
+                    return float(sum(size or 0 for size in await pipeline.execute()))
+        if system.store == "postgresql":
+            link = await asyncpg.connect(place)
+            try:
+                return float(await link.fetchval(_RELATIONS))
+            finally:
+                await link.close()
+        return float(sum(file.stat().st_size for file in Path(place).iterdir()))  # noqa: ASYNC240 - nothing else runs
+
+
+class Say(Protocol):
+    """Tells somebody who waits what is being done, and how much of it is done already."""
+
+    def __call__(self, line: str, done: int = 0, of: int = 0) -> None:
+        """Tell; `of` is 0 where nobody knows how much there is."""
 
 
 class Run:
     """A run under way."""
 
-    def __init__(self, plan: Plan, systems: Sequence[System], say: Callable[[str], None]) -> None:
+    def __init__(self, plan: Plan, systems: Sequence[System], say: Say) -> None:
         """Begin with nothing measured."""
         self.plan, self.systems, self.say = plan, list(systems), say
         self.results = Results()
         self._workers: dict[str, Worker] = {}
-        self._sessions: dict[tuple[str, int], list[str]] = {}
+        self._alone: set[tuple[str, int]] = set()
 
     async def run(self) -> Results:
         """Make the environments, start everything, measure, count."""
@@ -196,7 +285,9 @@ class Run:
         for name in dict.fromkeys(system.environment for system in self.systems):
             self.say(f"environment {name}")
             pythons[name] = environments.make(name)
-        self.results.facts = facts(pythons)
+        self.results.facts = {**facts(pythons), "plan": asdict(self.plan)}
+        if "own" in pythons:
+            self.results.facts["import"] = statistics.median(imports(pythons["own"]) for _ in range(_IMPORTS))
         with ExitStack() as servers:
             self.say("servers")
             places = Places(servers)
@@ -205,8 +296,9 @@ class Run:
                     self._workers[name] = await Worker.start(python)
                     stack.push_async_callback(self._workers[name].stop)
                 await self._prepare(places)
-                await self._measure()
+                await self._measure(places)
                 await self._count(places)
+                await self._store(places)
         return self.results
 
     async def _prepare(self, places: Places) -> None:
@@ -214,60 +306,92 @@ class Run:
         placed = {system.name: places.of(system) for system in self.systems}
         async with asyncio.TaskGroup() as group:
             for name in self._workers:
-                group.create_task(self._fill([system for system in self.systems if system.environment == name], placed))
+                group.create_task(self._open([system for system in self.systems if system.environment == name], placed))
 
-    async def _fill(self, systems: Sequence[System], placed: dict[str, str]) -> None:
+    async def _open(self, systems: Sequence[System], placed: dict[str, str]) -> None:
         for system in systems:
             self.say(f"filling {system.name}")
-            worker = self._workers[system.environment]
             try:
-                await worker.ask("open", name=system.name, code=system.code, place=placed[system.name])
-                for messages in self.plan.sizes:
-                    if system.shares:
-                        self._sessions[system.name, messages] = self._sessions[system.shares, messages]
-                        continue
-                    wanted = self.plan.sessions if messages in self.plan.busy_sizes else 1
-                    self._sessions[system.name, messages] = await worker.ask("fill", name=system.name, messages=messages, sessions=wanted)
-            except (WorkerError, KeyError) as error:
+                where = placed[system.name]
+                ask = self._workers[system.environment].ask
+                idle = await ask("open", within=300.0, name=system.name, code=system.code, place=where)
+                if idle:
+                    self.results.idle[system.name] = idle
+                for messages in self._sizes(system):
+                    await self._fill(system, messages)
+            except WorkerError as error:
                 self._give_up(system, error)
+
+    def _sizes(self, system: System) -> list[int]:
+        return [messages for messages in self.plan.sizes if not system.sizes or messages in system.sizes]
+
+    async def _fill(self, system: System, messages: int) -> None:
+        """Have as many conversations of a length as one cell needs; one, where it takes too long to make it."""
+        ask, which = self._workers[system.environment].ask, {**_which(system, messages), "windowed": system.windowed}
+        if messages > _LONG and self._is_busy(system, messages):
+            began = time.monotonic()
+            await ask("fill", within=300.0, **which, sessions=1)
+            if time.monotonic() - began > _PATIENCE:
+                self._alone.add((which["of"], messages))
+        wanted = self.plan.sessions if messages <= _LONG or self._is_busy(system, messages) else 1
+        if messages < WINDOW:
+            wanted *= 4  # each is good for a few turns only
+        if system.group == SERVED and not system.windowed:
+            wanted *= 8  # and here too, for longer
+        await ask("fill", within=300.0, **which, sessions=wanted)
 
     def _give_up(self, system: System, error: Exception) -> None:
         self.results.failed[system.name] = str(error)
         self.systems.remove(system)
 
-    def cells(self) -> list[Cell]:
-        """Return what one round measures."""
-        alone = [Cell(system, messages, 1) for system in self.systems for messages in self.plan.sizes]
-        return alone + [Cell(system, messages, self.plan.sessions) for system in self.systems for messages in self.plan.busy_sizes]
+    def _is_busy(self, system: System, messages: int) -> bool:
+        """Whether many conversations of this length talk at once: to load or to make long ones may take minutes."""
+        if system.group == DIRECT or (system.shares or system.name, messages) in self._alone:
+            return False
+        return (messages in self.plan.busy_sizes or bool(system.sizes)) and (system.windowed or messages <= _LONG)
 
-    async def _measure(self) -> None:
-        done, every = 0, len(self.cells()) * self.plan.rounds
-        for _ in range(self.plan.rounds):
+    def cells(self) -> list[tuple[System, int, int]]:
+        """Return what one round measures."""
+        alone = [(system, messages, 1) for system in self.systems for messages in self._sizes(system)]
+        busy = [(system, messages, self.plan.sessions) for system, messages, _ in alone if self._is_busy(system, messages)]
+        return alone + busy
+
+    async def _measure(self, places: Places) -> None:
+        began, longest = time.monotonic(), 0.0
+        for number in range(self.plan.rounds):
+            started = time.monotonic()
+            if started - began + longest > self.plan.minutes * 60:
+                self.say(f"no time for round {number + 1}")
+                break
             cells = self.cells()
             random.shuffle(cells)
-            for cell in cells:
-                done += 1
-                self.say(f"measuring {done}/{every}: {cell.system.name}, {cell.messages} messages, {cell.concurrency} at once")
-                if cell.system not in self.systems:
+            for done, (system, messages, at_once) in enumerate(cells):
+                told = f"round {number + 1}: {system.name}, {messages:,} messages, {at_once} at once"
+                self.say(told, number * len(cells) + done, self.plan.rounds * len(cells))
+                if system not in self.systems:
                     continue
-                sessions = self._sessions[cell.system.name, cell.messages][: cell.concurrency]
-                if cell.concurrency == 1 and cell.messages:  # each round another one, so that none grows much
-                    sessions = [random.choice(self._sessions[cell.system.name, cell.messages])]
                 try:
-                    figures = await self._workers[cell.system.environment].ask(
-                        "measure", name=cell.system.name, messages=cell.messages, sessions=sessions, seconds=self.plan.seconds
-                    )
+                    figures = await self._cell(places, system, messages, at_once)
                 except WorkerError as error:
-                    self._give_up(cell.system, error)
-                    continue
-                self.results.cells.setdefault(cell, []).append(figures)
+                    self._give_up(system, error)
+                else:
+                    self.results.cells.setdefault(Cell(system.name, messages, at_once), []).append(figures)
+            longest = max(longest, time.monotonic() - started)
+
+    async def _cell(self, places: Places, system: System, messages: int, at_once: int) -> dict[str, float]:
+        worker, which = self._workers[system.environment], _which(system, messages)
+        await self._fill(system, messages)
+        await worker.ask("warm", **which)
+        seconds = self.plan.seconds * (_SERVED_TIMES if system.group == SERVED else 1)
+        cpu = places.cpu(system)
+        figures: dict[str, float] = await worker.ask("measure", **which, at_once=at_once, seconds=seconds)
+        return {**figures, "server": (places.cpu(system) - cpu) / figures["turns"]}
 
     async def _count(self, places: Places) -> None:
         """Do a few turns through a proxy that counts, on connections of their own."""
-        for system in self.systems:
-            if system.store == "sqlite":
-                continue
-            self.say(f"counting: {system.name}")
+        systems = [system for system in self.systems if system.store in _SERVERS and not system.group]
+        for number, system in enumerate(systems):
+            self.say(f"counting: {system.name}", number, len(systems))
             parts = urlsplit(places.of(system))
             assert parts.hostname is not None
             assert parts.port is not None
@@ -277,20 +401,45 @@ class Run:
                 try:
                     await worker.ask("open", name=name, code=system.code, place=place)
                     for messages in self.plan.sizes:
-                        if not messages:
-                            continue
-                        session = self._sessions[system.name, messages][0]
-                        await worker.ask("turns", name=name, sessions=[session] * 2)
+                        await self._fill(system, messages)
+                        which = {**_which(system, messages), "name": name}
+                        await worker.ask("turns", **which, turns=2)
                         await asyncio.sleep(0.05)
-                        before = (proxy.round_trips, proxy.sent, proxy.received)
-                        await worker.ask("turns", name=name, sessions=[session] * _COUNTED)
+                        proxy.count_anew()
+                        await worker.ask("turns", **which, turns=_COUNTED)
                         await asyncio.sleep(0.05)
-                        after = (proxy.round_trips, proxy.sent, proxy.received)
-                        trips, sent, received = ((late - early) / _COUNTED for early, late in zip(before, after, strict=True))
+                        counts = (proxy.round_trips, proxy.sent, proxy.received)
+                        trips, sent, received = (count / _COUNTED for count in counts)
                         self.results.counted[system.name, messages] = (trips, sent, received)
                     await worker.ask("close", name=name)
                 except WorkerError as error:
                     self.results.failed[name] = str(error)
+
+    async def _store(self, places: Places) -> None:
+        """Have conversations grow turn by turn where nothing is, and see what they take."""
+        sessions, turns = self.plan.grown
+        systems = [system for system in self.systems if not system.shares and not system.group]
+        for number, system in enumerate(systems):
+            self.say(f"what is stored: {system.name}", number, len(systems))
+            place = places.fresh(system)
+            try:
+                empty, full = [await self._grown(places, system, place, sessions, each) for each in (0, turns)]
+                self.results.stored[system.name] = (full - empty) / (2 * sessions * turns)
+            except WorkerError as error:
+                self.results.failed[f"{system.name}, stored"] = str(error)
+
+    async def _grown(self, places: Places, system: System, place: str, sessions: int, turns: int) -> float:
+        """Open it, do turns, close it: a file is whole only then. Return what is stored there."""
+        worker, name = self._workers[system.environment], f"{system.name}, stored"
+        await worker.ask("open", name=name, code=system.code, place=place)
+        await worker.ask("grow", within=300.0, name=name, sessions=sessions, turns=turns)
+        await worker.ask("close", name=name)
+        return await places.taken(system, place)
+
+
+def _which(system: System, messages: int) -> dict[str, Any]:
+    """Return what a worker is told of a cell: the system, and whose conversations of which length it uses."""
+    return {"name": system.name, "of": system.shares or system.name, "messages": messages}
 
 
 def facts(pythons: dict[str, Path]) -> dict[str, Any]:
@@ -308,7 +457,22 @@ def facts(pythons: dict[str, Path]) -> dict[str, Any]:
     }
 
 
-def chosen(only: Sequence[str], *, peers: bool) -> list[System]:
-    """Return the systems whose name or store has one of these words; all when there is none."""
-    systems = [system for system in SYSTEMS if peers or system.kind != "peer"]
-    return [system for system in systems if not only or any(word.lower() in f"{system.name} {system.store}".lower() for word in only)]
+def imports(python: Path) -> float:
+    """Return how many seconds of CPU importing convmem takes in a new process that has imported starlette and pydantic."""
+    code = (
+        "import starlette.applications, starlette.requests, starlette.responses, pydantic, time\n"
+        "pydantic.BaseModel; began = time.process_time()\n"
+        "from convmem import ConversationMiddleware, Message, Settings, get_conversation\n"
+        "print(time.process_time() - began)"
+    )
+    return float(subprocess.run([str(python), "-c", code], capture_output=True, check=True).stdout)
+
+
+def chosen(only: Sequence[str], *, peers: bool, every: bool = False) -> list[System]:
+    """Return the systems whose name or store has one of these words; all when there is none, the less usual peers only on demand."""
+    systems = [system for system in SYSTEMS if (peers or system.kind != "peer") and (every or not system.extra)]
+    return [
+        system
+        for system in systems
+        if not only or any(word.lower() in f"{system.name} {system.store} {system.group}".lower() for word in only)
+    ]

@@ -6,17 +6,19 @@ import asyncio
 import contextlib
 import gc
 import importlib
-import itertools
 import json
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.workload import Loan, Sessions
+
 if TYPE_CHECKING:
     from benchmarks.workload import System
 
-_FEWEST_TURNS = 8
+_FILLERS, _FEW_FILLERS = 32, 8
+"""Conversations that are filled at once; who loads everything has a pool of its own size, and gives up when it waits for long."""
 
 
 class Worker:
@@ -25,73 +27,70 @@ class Worker:
     def __init__(self) -> None:
         """Open nothing."""
         self._systems: dict[str, System] = {}
-        self._sessions = itertools.count()
+        self._sessions: dict[tuple[str, int], Sessions] = {}
 
-    async def open(self, name: str, code: str, place: str) -> None:
-        """Make a system, under a name."""
+    async def open(self, name: str, code: str, place: str) -> int:
+        """Make a system, under a name; return what memory a process of its own takes."""
         module, _, factory = code.partition(":")
         system: System = getattr(importlib.import_module(module), factory)(place)
         await system.open()
         self._systems[name] = system
+        return system.idle
 
-    async def fill(self, name: str, messages: int, sessions: int) -> list[str]:
-        """Make so many sessions with so many messages each; return them."""
-        made = [f"{name.replace(' ', '-')}-{messages}-{next(self._sessions)}" for _ in range(sessions)]
-        system, todo = self._systems[name], iter(made)
+    async def fill(self, name: str, of: str, messages: int, sessions: int, *, windowed: bool) -> int:
+        """Have so many sessions with so many messages each, for all that use those `of` a system; return how many were made now."""
+        system = self._systems[name]
+        pool = self._sessions.setdefault((of, messages), Sessions(of, messages, windowed=windowed))
+        missing = pool.missing(sessions)
+        todo = iter(missing)
 
         async def some() -> None:
             for session in todo:
                 await system.fill(session, messages)
+                pool.add(session)
 
-        if messages:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(8, sessions)):
-                    group.create_task(some())
-        return made
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(_FILLERS if windowed else _FEW_FILLERS, len(missing))):
+                group.create_task(some())
+        return len(missing)
 
-    async def measure(self, name: str, messages: int, sessions: list[str], seconds: float) -> dict[str, Any]:
-        """Do turns in each session at once for so long. With no messages every turn is the first of a new session."""
-        system, expected = self._systems[name], min(messages, 50)
-        latencies: list[float] = []
-        clock, turns = time.perf_counter, 0
-
-        async def talk(session: str) -> None:
-            nonlocal turns
-            done = 0
-            while clock() < end or done * len(sessions) < _FEWEST_TURNS:
-                where = session if messages else f"{session}-{next(self._sessions)}"
-                began = clock()
-                loaded = await system.turn(where)
-                latencies.append(clock() - began)
-                assert loaded >= expected, f"{name} loaded {loaded} messages of {messages}"
-                done += 1
-            turns += done
-
-        for session in sessions[:2]:
-            await system.turn(session if messages else f"{session}-warm")
+    async def warm(self, name: str, of: str, messages: int) -> None:
+        """Do a turn that is not measured, and put out of sight what the collector would look through meanwhile."""
+        await self._systems[name].talk(self._sessions[of, messages], 1, 0.0, fewest=1)
         gc.collect()
         gc.freeze()
-        began, cpu = clock(), time.process_time()
-        end = began + seconds
-        async with asyncio.TaskGroup() as group:
-            for session in sessions:
-                group.create_task(talk(session))
-        took, cpu = clock() - began, time.process_time() - cpu
+
+    async def measure(self, name: str, of: str, messages: int, at_once: int, seconds: float) -> dict[str, Any]:
+        """Do turns in so many sessions at once for so long."""
+        system = self._systems[name]
+        began, cpu = time.perf_counter(), system.cpu()
+        latencies = await system.talk(self._sessions[of, messages], at_once, seconds)
+        took, cpu = time.perf_counter() - began, system.cpu() - cpu
         gc.unfreeze()
         latencies.sort()
+        turns = len(latencies)
         return {
             "turns": turns,
-            "p50": latencies[len(latencies) // 2],
-            "p99": latencies[min(len(latencies) - 1, len(latencies) * 99 // 100)],
+            "p50": latencies[turns // 2],
+            "p99": latencies[min(turns - 1, turns * 99 // 100)],
             "rate": turns / took,
             "cpu": cpu / turns,
         }
 
-    async def turns(self, name: str, sessions: list[str]) -> int:
-        """Do one turn in each session, one after the other; for counting."""
-        for session in sessions:
-            await self._systems[name].turn(session)
-        return len(sessions)
+    async def turns(self, name: str, of: str, messages: int, turns: int) -> None:
+        """Do so many turns, one after the other; for counting."""
+        system, pool = self._systems[name], self._sessions[of, messages]
+        for _ in range(turns):
+            loan = pool.take()
+            assert loan is not None, "there is no session"
+            await system.turn(loan.session)
+            pool.give_back(Loan(loan.session, loan.turns - 1))
+
+    async def grow(self, name: str, sessions: int, turns: int) -> None:
+        """Do so many turns in each of so many new sessions, one after the other."""
+        for session in range(sessions):
+            for _ in range(turns):
+                await self._systems[name].turn(f"{name.replace(' ', '-')}-{session}")
 
     async def close(self, name: str) -> None:
         """Let go of a system."""
@@ -107,6 +106,8 @@ async def _serve() -> None:
         try:
             reply = {"reply": await getattr(worker, verb)(**command)}
         except Exception as error:  # noqa: BLE001 - whatever it is, the table says so
+            while isinstance(error, ExceptionGroup):
+                error = error.exceptions[0]
             reply = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(reply) + "\n")
         answers.flush()

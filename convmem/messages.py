@@ -478,6 +478,9 @@ def _refuse_ambiguous(part: UnknownPart, field: str) -> None:
 
 
 def _message(document: dict[str, Any]) -> Message:
+    if not document.keys() >= _ALWAYS:
+        msg = "not a list of messages: one lacks what every message has"
+        raise ValueError(msg)
     fields: dict[str, Any] = {name: value if type(value) is str else _unpack(value) for name, value in document.items() if name in _KNOWN}
     if isinstance(fields["content"], list):
         fields["content"] = tuple(map(_part, fields["content"]))

@@ -20,7 +20,7 @@ from convmem.access import open_conversation
 from convmem.keys import SessionKey
 from convmem.stores.base import Head, Outcome, Store
 from convmem.stores.memory import MemoryStore
-from convmem.stores.sqlite import SQLiteStore
+from convmem.stores.sqlite import _BARE, SQLiteStore
 from tests.asgi_client import Client
 from tests.faults.proxy import Proxy
 from tests.wheels import valkey
@@ -187,6 +187,56 @@ class TestOnTheDisk:
         return (path.with_name(path.name + "-wal").stat().st_size - 32) / frame / 10
 
 
+class TestInAFile:
+    async def test_turns_stored_at_once_share_a_flush(self, tmp_path) -> None:
+        """A flush is most of what a turn waits for: thirty-two that are stored at once wait for a few, not for thirty-two."""
+        commits: list[str] = []
+        async with SQLiteStore(tmp_path / "convmem.db") as store:
+            await self._trace(store, commits)
+            keys = [SessionKey.for_user(number) for number in range(32)]
+            for _ in range(3):
+                await asyncio.gather(*(fill(store, key, 1) for key in keys))
+            flushed = sum(level == "full" for level in commits)
+            assert 3 <= flushed <= 3 * len(keys) // 2
+
+    async def test_a_turn_is_two_transactions_and_so_many_statements(self, tmp_path) -> None:
+        """Each statement hands the interpreter over to whoever waits for it, and takes it back."""
+        async with SQLiteStore(tmp_path / "convmem.db") as store:
+            scope, sink, app = request_scope(visitor_cookie()), Sink(), wrapped(still.talking, store)
+            for _ in range(3):
+                await ask(app, scope, sink)
+            statements: list[str] = []
+            await store._run("check", _BARE, lambda link: link.set_trace_callback(statements.append))
+            await ask(app, scope, sink)
+        kinds = [statement.split()[0] for statement in statements]
+        assert kinds.count("COMMIT") == 2
+        assert len(kinds) <= 13
+
+    async def test_a_window_is_not_read_again_by_who_has_read_it(self, tmp_path) -> None:
+        """Of a window of twenty-five turns only the newest are new to a process that serves the conversation."""
+        async with SQLiteStore(tmp_path / "convmem.db") as store:
+            scope, sink, app = request_scope(visitor_cookie()), Sink(), wrapped(still.talking, store, window_turns=25)
+            for _ in range(30):
+                await ask(app, scope, sink)
+            statements: list[str] = []
+            await store._run("check", _BARE, lambda link: link.set_trace_callback(statements.append))
+            await ask(app, scope, sink)
+        assert sum("body FROM entry" in statement for statement in statements) == 1
+
+    async def _trace(self, store: SQLiteStore, commits: list[str]) -> None:
+        """Note the level at which each transaction is committed."""
+        level = "normal"
+
+        def note(statement: str) -> None:
+            nonlocal level
+            if statement.startswith("PRAGMA synchronous = "):
+                level = statement.rpartition(" ")[2]
+            elif statement == "COMMIT":
+                commits.append(level)
+
+        await store._run("check", _BARE, lambda link: link.set_trace_callback(note))
+
+
 CALLS = {
     "a visitor who only passes by": (still.bare, "GET", 0, 56),
     "a visitor who reads nothing": (still.reading, "GET", 0, 71),
@@ -209,7 +259,7 @@ class TestInTheProcess:
         """A task takes longer than a request does otherwise, and puts every step of it behind whatever else is waiting to run."""
         begun: list[str] = []
 
-        def note(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> Any:
+        def note(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
             begun.append(str(work))
             return asyncio.Task(work, loop=loop, **options)
 

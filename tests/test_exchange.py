@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import json
 import os
+import re
 import time
 from datetime import timedelta
 
@@ -1468,7 +1469,7 @@ class TestHeaders:
         assert facts["owner"] == "callable"
         assert (facts["turns"], facts["loaded"], facts["left-out"], facts["outcome"]) == ("2", "1", "0", "stored")
         assert facts["conversation"] == ADA.digest
-        assert "ada" not in said.replace(facts["worker"], "")
+        assert not re.search(r"\bada\b", said.replace(facts["worker"], "")), "not a word; an id may have these digits"
         assert facts["worker"].endswith(f"/{os.getpid()}")
         assert facts["revision"] == (await world.log()).head.revision
         assert (await world.serve(app_of(echo)).post(text="3")).header("convmem-debug") is None

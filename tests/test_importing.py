@@ -491,6 +491,16 @@ class TestDamagedFiles:
         assert "line 3" in importing.left_out[0].reason
         assert receipt.messages == 1
 
+    async def test_a_line_that_is_missing_is_found_out(self, importing: Importing) -> None:
+        """Each conversation says at its end how many entries it had."""
+        source, key, store = MemoryStore(), fresh_key(), MemoryStore()
+        await rich(source, key)
+        await importing.export(export_conversation(key, store=source))
+        lines = importing.lines
+        importing.rewrite(*lines[:4], *lines[5:])
+        assert (await importing.run(store)).left_out == 1
+        assert importing.left_out[0].reason == f"the file has {len(lines) - 5} of its {len(lines) - 4} entries"
+
     @pytest.mark.parametrize(
         ("text", "sentence"),
         [

@@ -1,11 +1,12 @@
 """The life of a turn: it ends once, whatever happens, and every end gives the lease back."""
 
 import asyncio
+import random
 from datetime import timedelta
 
 import pytest
 
-from convmem import ConversationBusy, ConversationConflict, Message, StoreUnavailable, TurnClosed
+from convmem import ConversationBusy, ConversationConflict, Message, SessionKey, StoreUnavailable, TurnClosed, open_store
 from convmem.stores.base import Lease
 from convmem.turns import Ledger, Rules, Turn
 from tests import asgi_client
@@ -257,3 +258,35 @@ async def test_a_save_that_was_cancelled_is_stored_once_and_the_turn_goes_on(wor
     await turn.close()
     assert await world.texts() == ["user: hi", "assistant: ho"]
     assert await world.states() == ["complete"]
+
+
+@pytest.mark.all_only
+@pytest.mark.parametrize("name", ["valkey_server", "postgres_url"])
+async def test_turns_that_are_cancelled_at_their_end_are_stored_once_on_a_server(request, name):
+    """A driver sees its call cancelled, and another one of the same entry; 320 turns of eight conversations at once."""
+    server = request.getfixturevalue(name)
+    store = open_store(getattr(server, "url", server))
+    ledger, chance = Ledger(store, Rules()), random.Random(7)
+
+    async def talk(key: SessionKey) -> None:
+        turns = []
+        for _ in range(40):
+            turn = Turn(ledger, key)
+            await turn.begin()
+            turn.stage([Message.user("hi")])
+            if chance.random() < 0.3:
+                await turn.save()
+            ending = asyncio.create_task(turn.close())
+            await asyncio.sleep(chance.choice([0, chance.random() / 1000, chance.random() / 250]))
+            ending.cancel()
+            await asyncio.gather(ending, return_exceptions=True)
+            assert await turn.over(timedelta(seconds=20))
+            turns.append(turn.id)
+        log = await store.load(key)
+        assert [(turn.id, turn.state) for turn in log.turns] == [(name, "complete") for name in turns]
+        assert sum(stored.entry.count for stored in log.entries) == 40
+        assert log.holder.token == ""
+
+    async with store:
+        await asyncio.gather(*(talk(SessionKey.for_user(f"cancelled {number}")) for number in range(8)))
+        await ledger.drain(5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
-from langchain_community.chat_message_histories import RedisChatMessageHistory
+from langchain_community.chat_message_histories import RedisChatMessageHistory, SQLChatMessageHistory
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_postgres import PostgresChatMessageHistory
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
@@ -13,6 +13,7 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import START, MessagesState, StateGraph
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from benchmarks.workload import System, answer, question
 
@@ -41,6 +42,48 @@ class CommunityRedis(System):
         loaded = len(await history.aget_messages())
         await history.aadd_messages(_said())
         return loaded
+
+
+class CommunityRedisPerTurn(CommunityRedis):
+    """`RedisChatMessageHistory`, made for each turn as its documentation does: each opens a connection."""
+
+    def _of(self, session):
+        return RedisChatMessageHistory(session, url=self.place)
+
+
+class _CommunitySQL(System):
+    async def open(self):
+        self._engine = create_async_engine(self._url())
+        await self._of("first").aget_messages()  # makes the table, and two at once would meet
+
+    def _of(self, session):
+        return SQLChatMessageHistory(session, connection=self._engine, async_mode=True)
+
+    async def fill(self, session, messages):
+        await self._of(session).aadd_messages(_said(messages))
+
+    async def turn(self, session):
+        history = self._of(session)
+        loaded = len(await history.aget_messages())
+        await history.aadd_messages(_said())
+        return loaded
+
+    async def aclose(self):
+        await self._engine.dispose()
+
+
+class CommunityPostgres(_CommunitySQL):
+    """`SQLChatMessageHistory` on one engine, PostgreSQL by asyncpg; its table has no index on the session."""
+
+    def _url(self):
+        return self.place.replace("postgresql://", "postgresql+asyncpg://")
+
+
+class CommunitySQLite(_CommunitySQL):
+    """`SQLChatMessageHistory` on one engine, SQLite by aiosqlite."""
+
+    def _url(self):
+        return f"sqlite+aiosqlite:///{self.place}/community.db"
 
 
 class Postgres(System):
@@ -73,6 +116,8 @@ class Postgres(System):
 class _Graph(System):
     """A graph of one node that answers, its state kept by a checkpointer: what `create_agent` does with a checkpointer."""
 
+    durability = None
+
     def _compile(self, saver):
         self._loaded = {}
 
@@ -89,7 +134,8 @@ class _Graph(System):
         await self._graph.aupdate_state({"configurable": {"thread_id": session}}, {"messages": _said(messages)}, as_node="model")
 
     async def turn(self, session):
-        await self._graph.ainvoke({"messages": [HumanMessage(question())]}, {"configurable": {"thread_id": session}})
+        said = {"messages": [HumanMessage(question())]}
+        await self._graph.ainvoke(said, {"configurable": {"thread_id": session}}, durability=self.durability)
         return self._loaded.pop(session)
 
 
@@ -106,6 +152,12 @@ class GraphPostgres(_Graph):
 
     async def aclose(self):
         await self._pool.close()
+
+
+class GraphPostgresAtTheEnd(GraphPostgres):
+    """`AsyncPostgresSaver`, told to write once when the graph has ended: what was said is lost with a crash before."""
+
+    durability = "exit"
 
 
 class GraphSQLite(_Graph):

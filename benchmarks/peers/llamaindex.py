@@ -46,16 +46,20 @@ class Postgres(_ChatStore):
 class Memories(System):
     """`Memory` with its messages in PostgreSQL, one object for each session, all on one store and its engine."""
 
+    tokens = 30_000
+
+    def _url(self):
+        return self.place.replace("postgresql://", "postgresql+asyncpg://")
+
     async def open(self):
         self._memories = {}
-        url = self.place.replace("postgresql://", "postgresql+asyncpg://")
-        self._store = SQLAlchemyChatStore(table_name="memory", async_database_uri=url)
+        self._store = SQLAlchemyChatStore(table_name="memory", async_database_uri=self._url())
         await self._store.get_messages("none")
 
     def _of(self, session):
         memory = self._memories.get(session)
         if memory is None:
-            memory = Memory(session_id=session, sql_store=self._store, token_limit=30_000)
+            memory = Memory(session_id=session, sql_store=self._store, token_limit=self.tokens)
             self._memories[session] = memory
         return memory
 
@@ -67,3 +71,16 @@ class Memories(System):
         loaded = len(await memory.aget())
         await memory.aput_messages(_said())
         return loaded
+
+
+class MemoriesWhole(Memories):
+    """`Memory` whose limit is never reached."""
+
+    tokens = 100_000_000
+
+
+class MemoriesSQLite(Memories):
+    """`Memory` with its messages in SQLite."""
+
+    def _url(self):
+        return f"sqlite+aiosqlite:///{self.place}/memory.db"

@@ -39,7 +39,7 @@ class Batch:
         key: Its address here.
         id: Of the entry: always the same for what stands at this place behind what stands before it.
         turn: Its turn.
-        body: The encoded messages and edits.
+        body: The encoded messages, edits and notes.
         said: The same, decoded.
         closing: Whether the turn ends with it.
         format: See `Entry`.

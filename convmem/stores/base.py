@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -234,7 +234,7 @@ class Log:
 
     Attributes:
         head: The head at that moment.
-        entries: The entries of the newest visible turns, oldest first.
+        entries: The entries of the newest visible turns, oldest first; a store may unpack them when they are looked at.
         pinned: Visible entries older than those that hold system messages, oldest first.
         holder: The lease at that moment; with the caller's own token when it was taken.
         turn: The answer to the look-up; None when none was asked for.
@@ -244,7 +244,7 @@ class Log:
     """
 
     head: Head = field(default_factory=Head)
-    entries: tuple[StoredEntry, ...] = ()
+    entries: Sequence[StoredEntry] = ()
     pinned: tuple[StoredEntry, ...] = ()
     holder: Holder = field(default_factory=Holder)
     turn: Lookup | None = None
@@ -256,11 +256,13 @@ class Log:
     def turns(self) -> tuple[LoadedTurn, ...]:
         """The entries as turns, oldest first, each with its state."""
         turns: list[LoadedTurn] = []
-        entries, first = self.entries, 0
+        entries, first = tuple(self.entries), 0
         names = [stored.entry.turn for stored in entries]
         for place, name in enumerate(names, 1):
             if place == len(names) or names[place] != name:
-                turns.append(self._turn(entries[place - 1].entry, entries[first:place]))
+                last = entries[place - 1].entry
+                going_on: Literal["running", "interrupted"] = "running" if last.token == self.holder.token else "interrupted"
+                turns.append(LoadedTurn(name, entries[first:place], "complete" if last.closing else going_on))
                 first = place
         return tuple(turns)
 
@@ -268,11 +270,6 @@ class Log:
     def size(self) -> int:
         """How many turns the entries are."""
         return sum(1 for _ in groupby([stored.entry.turn for stored in self.entries]))
-
-    def _turn(self, last: Entry, entries: tuple[StoredEntry, ...]) -> LoadedTurn:
-        if last.closing:
-            return LoadedTurn(last.turn, entries, "complete")
-        return LoadedTurn(last.turn, entries, "running" if last.token == self.holder.token else "interrupted")
 
 
 @record

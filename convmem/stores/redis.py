@@ -33,12 +33,9 @@ from convmem.stores.base import (
     Entry,
     Head,
     Health,
-    Holder,
-    Kind,
     Lease,
     Listed,
     Log,
-    Lookup,
     Outcome,
     Page,
     Store,
@@ -56,7 +53,9 @@ _OUTCOMES = (Outcome.STORED, Outcome.DUPLICATE, Outcome.CONFLICT, Outcome.FENCED
 _SURELY_OVER = timedelta(hours=1)
 _LAG = timedelta(minutes=1)
 """How far an index may be behind a conversation, by two nodes' clocks and a trip between, before it missed an append."""
+_STORING = frozenset({"append", "delete"})
 _SCANS = 20
+_LONGEST_TAIL = 1000
 _A_CLUSTER = "The server is a node of a cluster; CONVMEM_STORE has to begin with redis+cluster://, and a client has to be a RedisCluster."
 _NO_CURSOR = "after is not a cursor of a walk through conversations."
 
@@ -118,80 +117,55 @@ class RedisStore(Store):
         lease: Lease | None = None,
     ) -> Log:
         """See `Store.load`."""
-        limits = " ".join("-" if limit is None else str(limit) for limit in (turns, messages, before)).encode()
-        looked_up = (b"", b"") if turn is None else (layout.turn_field(turn), layout.pack_name(turn))
-        wanted = (b"", 0) if lease is None else (layout.pack_name(lease.token), _milliseconds(lease.term))
-        reply = await self._run("load", self._keys.of(key), (limits, *looked_up, *wanted))
-        now, head, expired, deleted, ended, held, taken, till, state, position, visible, window, pins = reply
-        holder = Holder()
-        if held:
-            holder = Holder(layout.unpack_only(held), timedelta(microseconds=now - taken), timedelta(microseconds=till - now))
-        found = None if turn is None else Lookup(state.decode(), position, bool(visible))
-        at = layout.unpack_head(head)
-        if expired:
-            at = Head(at.epoch, at.n, at.id, 0, at.n)
-        return Log(
-            at,
-            tuple(reversed(list(layout.unpack_window(window, at.epoch)))),
-            tuple(layout.unpack_window(pins, at.epoch)),
-            holder,
-            found,
-            expired=bool(expired),
-            deleted_at=layout.moment(deleted) if head[4] else None,
-            ended=layout.unpack_ended(ended),
-        )
+        keys = self._keys.of(key)
+        tail = min(turns, _LONGEST_TAIL) if turns and messages is None and before is None else 0
+        if tail:
+            reply, entries = await self._run(
+                "load", keys, (layout.pack_load(turns, None, None, tail, turn, lease),), pack("LRANGE", keys[1], -tail, -1)
+            )
+            log = layout.unpack_load(reply, entries, turn, lease)
+            if log is not None:
+                return log
+        (reply,) = await self._run("load", keys, (layout.pack_load(turns, messages, before, 0, turn, lease),))
+        log = layout.unpack_load(reply, (), turn, lease)
+        assert log is not None
+        return log
 
     async def append(self, key: SessionKey, after: Head, entry: Entry, *, ttl: timedelta | None = None, release: bool = False) -> Appended:
         """See `Store.append`."""
-        milliseconds = 0 if ttl is None else _milliseconds(ttl)
-        numbers = (
-            f"{after.n} {entry.turns} {entry.start} {entry.closing:d} {entry.kind is Kind.TURN:d} {milliseconds} {release:d} "
-            f"{self._acks is not None:d}"
-        )
-        args = (
-            numbers.encode(),
-            after.epoch.encode(),
-            layout.pack_name(after.id),
-            entry.epoch.encode(),
-            layout.positions(entry.pinned),
-            layout.positions(entry.hides),
-            layout.turn_field(entry.turn),
-            layout.pack_entry(entry),
-        )
-        keys = self._keys.of(key)
-        reply: Any
+        args = layout.pack_append(after, entry, ttl, release=release, confirm=self._acks is not None)
+        keys: Sequence[bytes] = self._keys.of(key)
         if not _is_listed(key):
-            reply = await self._run("append", keys, args, acks=self._acks)
+            reply, *_ = await self._run("append", keys, args, acks=self._acks)
         elif not self._wire.is_cluster:
-            reply = await self._run("append", (*keys, self._keys.index(key)), (*args, key.session_id.encode()), acks=self._acks)
+            reply, *_ = await self._run("append", (*keys, self._keys.index(key)), args, acks=self._acks)
         else:
-            reply = await self._append_apart(key, after, keys, args, milliseconds)
+            reply = await self._append_apart(key, after, keys, args, ttl)
         if isinstance(reply, int):
             return Appended(_OUTCOMES[reply], entry.head_at(after.n + 1))
         return Appended(_OUTCOMES[reply[0]], layout.unpack_head(reply[1]))
 
-    async def _append_apart(self, key: SessionKey, after: Head, keys: Sequence[bytes], args: Sequence[bytes], ttl: int) -> Any:
+    async def _append_apart(self, key: SessionKey, after: Head, keys: Sequence[bytes], args: Sequence[bytes], ttl: timedelta | None) -> Any:
         """Append where the owner's index is on another node.
 
         A first append is listed before it is stored, so that no crash leaves a conversation that no list shows; a listed one
         that was never stored is dropped by a later list. An append that follows is listed at the same time.
         """
-        enlist = (self._keys.index(key),), (key.session_id.encode(), ttl)
+        enlist = (self._keys.index(key),), (key.session_id.encode(), 0 if ttl is None else layout.milliseconds(ttl))
         if not after.epoch:
             await self._run("enlist", *enlist, acks=self._acks, operation="append", changes=False)
-            return await self._run("append", keys, args, acks=self._acks)
-        reply: Any
-        reply, _ = await asyncio.gather(
+            return (await self._run("append", keys, args, acks=self._acks))[0]
+        replies: Any
+        replies, _ = await asyncio.gather(
             self._run("append", keys, args, acks=self._acks), self._run("enlist", *enlist, operation="append"), return_exceptions=True
         )
-        if isinstance(reply, BaseException):
-            raise reply
-        return reply
+        if isinstance(replies, BaseException):
+            raise replies
+        return replies[0]
 
     async def renew(self, key: SessionKey, lease: Lease, head: Head) -> bool:
         """See `Store.renew`."""
-        args = (layout.pack_name(lease.token), _milliseconds(lease.term), head.epoch.encode(), head.n, layout.pack_name(head.id))
-        return bool(await self._run("renew", self._keys.of(key), args))
+        return bool((await self._run("renew", self._keys.of(key), (layout.pack_renew(lease, head),)))[0])
 
     async def release(self, key: SessionKey, token: str) -> None:
         """See `Store.release`."""
@@ -233,7 +207,7 @@ class RedisStore(Store):
         """Return the server's time, and so many sessions of an index with their scores."""
         score, session = ("", "") if place is None else (f"{place[0]:.0f}", place[1])
         args = (direction, score, session.encode("utf-8", "replace"), limit)
-        now, page = await self._run("browse", (index,), args, operation="list")
+        ((now, page),) = await self._run("browse", (index,), args, operation="list")
         return layout.moment(now), [(float(score), session.decode()) for session, score in zip(page[::2], page[1::2], strict=True)]
 
     async def _peek(self, index: bytes, found: Sequence[tuple[float, str]]) -> Sequence[_Row]:
@@ -241,7 +215,7 @@ class RedisStore(Store):
         tenant, owner = self._keys.owner_of(index)
         keys = [SessionKey.of_path((tenant, owner, session)) for _, session in found]
         replies = await asyncio.gather(*(self._run("peek", self._keys.of(key), (), operation="list") for key in keys))
-        return [_Row.of(key, reply) for key, reply in zip(keys, replies, strict=True)]
+        return [_Row.of(key, reply) for key, (reply,) in zip(keys, replies, strict=True)]
 
     async def _is_there(self, index: bytes, session: str, score: float, row: _Row, now: datetime) -> bool:
         """Return whether a listed conversation exists; take it out of the index where it surely does not."""
@@ -282,15 +256,14 @@ class RedisStore(Store):
 
     async def delete(self, key: SessionKey, *, at: Head | None = None) -> bool:
         """See `Store.delete`."""
-        only = (b"", b"", b"") if at is None else (at.epoch.encode(), str(at.n).encode(), layout.pack_name(at.id))
-        args = (layout.pack_name(new_token()), *only)
+        args = layout.pack_delete(new_token(), at)
         keys, index, session = self._keys.of(key), self._keys.index(key), key.session_id.encode()
         if not _is_listed(key):
-            return bool(await self._run("delete", keys, args, acks=self._acks))
+            return bool((await self._run("delete", keys, args, acks=self._acks))[0])
         if not self._wire.is_cluster:
-            return bool(await self._run("delete", (*keys, index), (*args, session), acks=self._acks))
+            return bool((await self._run("delete", (*keys, index), args, acks=self._acks))[0])
         score = await self._command("delete", index, "ZSCORE", index, session)
-        existed = bool(await self._run("delete", keys, args, acks=self._acks))
+        existed = bool((await self._run("delete", keys, args, acks=self._acks))[0])
         if score is not None and (existed or at is None):
             await self._run("forget", (index,), (session, f"{float(score):.0f}"), operation="delete", changes=False)
         return existed
@@ -393,30 +366,29 @@ class RedisStore(Store):
         verb: str,
         keys: Sequence[bytes],
         args: Sequence[Part],
-        *,
+        *behind: bytes,
         acks: Acks | None = None,
         operation: str = "",
         changes: bool | None = None,
-    ) -> Any:
-        """Run a verb's script.
+    ) -> Sequence[Any]:
+        """Run a verb's script and return its reply, and those of the packed commands that go with it.
 
         Args:
             acks: Wait for replicas.
             operation: The verb of the contract it is part of, when that has another name.
             changes: Whether a lost reply leaves it unknown what happened; None for the verbs that store and delete.
         """
-        operation = operation or verb
         if not self._looked:
-            await self._look(operation)
-        changes = verb in ("append", "delete") if changes is None else changes
+            await self._look(operation or verb)
+        stores = verb in _STORING
         try:
-            reply, confirmed = await self._wire.run(layout.script(verb), keys, args, acks, again=verb not in ("append", "delete"))
+            replies = await self._wire.run(layout.script(verb), keys, args, *behind, acks=acks, again=not stores)
         except (Lost, RedisError) as error:
-            raise self._unavailable(operation, error, changes=changes) from error
-        if acks and confirmed < acks.replicas and isinstance(reply, int):
-            reason = f"{confirmed} of {acks.replicas} replicas have confirmed it in time"
-            raise StoreUnavailable(self.name, operation, reason, unknown=changes)
-        return reply
+            raise self._unavailable(operation or verb, error, changes=stores if changes is None else changes) from error
+        if acks and replies[-1] < acks.replicas and isinstance(replies[0], int):
+            reason = f"{replies[-1]} of {acks.replicas} replicas have confirmed it in time"
+            raise StoreUnavailable(self.name, operation or verb, reason, unknown=stores if changes is None else changes)
+        return replies
 
     def _unavailable(self, operation: str, error: Exception, *, changes: bool) -> StoreUnavailable:
         unknown = changes and isinstance(error, Lost) and error.sent
@@ -495,10 +467,6 @@ def _is_older(row: _Row, than: datetime | None) -> bool:
 def _is_listed(key: SessionKey) -> bool:
     """Return whether an owner has this conversation; what convmem keeps for itself is in no list."""
     return not key.owner.startswith(RESERVED_OWNER)
-
-
-def _milliseconds(duration: timedelta) -> int:
-    return max(1, -(-duration // timedelta(milliseconds=1)))
 
 
 def _pairs(answer: Any) -> list[bytes]:

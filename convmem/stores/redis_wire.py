@@ -1,7 +1,7 @@
 """How a script reaches a Redis server and its reply comes back: one connection carries the calls of all tasks.
 
-redis-py opens the connections (URL, TLS, AUTH, Sentinel); here everything that waits in one step of the event loop is written
-at once, and replies are handed out in order. Nothing here knows what the scripts do.
+redis-py opens the connections (URL, TLS, AUTH, Sentinel), and a protocol over hiredis takes each of them over: everything that
+waits in one step of the event loop is written at once, and replies are handed out in order. Nothing here knows what the scripts do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from redis.exceptions import (
     BusyLoadingError,
     ClusterDownError,
     MovedError,
+    NoPermissionError,
     NoScriptError,
+    OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
@@ -39,6 +41,19 @@ Part = bytes | str | int
 
 _MOST_WAITING = 10_000
 _PAUSES = (0.02, 1.0)
+_NOTHING = object()
+_ERRORS = {
+    "ASK": AskError,
+    "CLUSTERDOWN": ClusterDownError,
+    "LOADING": BusyLoadingError,
+    "MOVED": MovedError,
+    "NOAUTH": AuthenticationError,
+    "NOPERM": NoPermissionError,
+    "NOSCRIPT": NoScriptError,
+    "OOM": OutOfMemoryError,
+    "READONLY": ReadOnlyError,
+    "TRYAGAIN": TryAgainError,
+}
 
 
 def pack(*command: Part) -> bytes:
@@ -75,6 +90,11 @@ class Patience:
     connect: float = 2.0
     reply: float = 5.0
 
+    @property
+    def least(self) -> float:
+        """The shorter of them: so often it is looked at what waits."""
+        return min(self.connect, self.reply)
+
 
 @dataclass(frozen=True, slots=True)
 class Acks:
@@ -84,43 +104,130 @@ class Acks:
     timeout: int
 
 
-@dataclass(slots=True, eq=False)
 class _Call:
-    """A command on its way; its future gets the reply, and how many replicas have confirmed it."""
+    """Commands on their way together; the future gets the list of their replies, and how many replicas confirmed them when `acks` asks."""
 
-    packed: bytes
-    replies: int
-    acks: Acks | None
-    future: asyncio.Future[tuple[Any, int]]
-    timer: asyncio.Timeout
-    link: _Link | None = None
-    reply: Any = None
+    __slots__ = ("_left", "acks", "commands", "deadline", "future", "replies", "sent")
+
+    def __init__(self, commands: tuple[bytes, ...], acks: Acks | None, future: asyncio.Future[list[Any]], deadline: float) -> None:
+        self.commands, self.acks, self.future, self.deadline = commands, acks, future, deadline
+        self._left = len(commands)
+        self.replies: list[Any] = []
+        self.sent = False
+
+    def take(self, reply: Any) -> bool:
+        """Take the next reply; return whether it was the last that comes to this call alone."""
+        self.replies.append(reply)
+        self._left -= 1
+        if self._left:
+            return False
+        if self.acks is None or isinstance(reply, ResponseError):
+            self.settle()
+        return True
+
+    def settle(self) -> None:
+        if not self.future.done():
+            self.future.set_result(self.replies)
+
+    def fail(self, error: BaseException) -> None:
+        if not self.future.done():
+            self.future.set_exception(error if _is_refusal(error) else Lost(_reason(error), sent=self.sent))
+
+
+class _Confirmation:
+    """The WAIT behind a batch."""
+
+    __slots__ = ("calls", "deadline")
+
+    def __init__(self, calls: list[_Call], deadline: float) -> None:
+        self.calls, self.deadline = calls, deadline
 
     @property
-    def sent(self) -> bool:
-        return self.link is not None
+    def command(self) -> bytes:
+        wanted = [call.acks for call in self.calls if call.acks]
+        return pack("WAIT", max(each.replicas for each in wanted), max(each.timeout for each in wanted))
+
+    def take(self, reply: Any) -> bool:
+        for call in self.calls:
+            call.replies.append(reply if isinstance(reply, int) else 0)
+            call.settle()
+        return True
+
+    def fail(self, error: BaseException) -> None:
+        for call in self.calls:
+            call.fail(error)
 
 
-class _Link:
+class _Link(asyncio.Protocol):
     """A connection and the calls whose replies it owes. They end with it: no reply is ever taken for one to a call on another.
 
     Attributes:
-        given_up: Done when its replies are not waited for any more.
+        flying: The calls whose replies it owes, in their order.
+        ended: Done when it is over.
         retired: Whether it takes no more calls: it ends after the reply to the last of them.
     """
 
-    __slots__ = ("connection", "flying", "given_up", "retired")
+    __slots__ = ("_reader", "_transport", "ended", "flying", "retired")
 
-    def __init__(self, connection: AbstractConnection) -> None:
-        self.connection = connection
-        self.flying: deque[_Call | list[_Call]] = deque()
-        self.given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def __init__(self, transport: asyncio.WriteTransport) -> None:
+        """Take over a connection that is signed in and silent."""
+        self._transport = transport
+        self._reader = hiredis.Reader(replyError=self._error, notEnoughData=_NOTHING)
+        self.flying: deque[_Call | _Confirmation] = deque()
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.retired = False
+        transport.set_protocol(self)
 
-    def give_up(self) -> None:
-        self.retired = True
-        if not self.given_up.done():
-            self.given_up.set_result(None)
+    def send(self, calls: list[_Call], deadline: float) -> None:
+        """Write calls at once."""
+        parts: list[bytes] = []
+        for call in calls:
+            call.sent, call.deadline = True, deadline
+            parts += call.commands
+        self.flying += calls
+        if confirmed := [call for call in calls if call.acks]:
+            confirmation = _Confirmation(confirmed, deadline)
+            self.flying.append(confirmation)
+            parts.append(confirmation.command)
+        self._transport.write(b"".join(parts))
+
+    def data_received(self, data: bytes) -> None:
+        """Hand out replies in the order of the calls."""
+        flying, next_reply = self.flying, self._reader.gets
+        try:
+            self._reader.feed(data)
+            while (reply := next_reply()) is not _NOTHING:
+                if reply.__class__ is hiredis.PushNotification:
+                    continue
+                if not flying:
+                    return self.end(ConnectionError("the server sent a reply that nobody asked for"))
+                if flying[0].take(reply):
+                    flying.popleft()
+        except hiredis.ProtocolError as error:
+            return self.end(error)
+        if self.retired and not flying:
+            self.end(ConnectionError("the server is not the primary any more"))
+        return None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        self.end(exc or ConnectionError("the server closed the connection"))
+
+    def end(self, error: BaseException) -> None:
+        """Close it; what was on its way is lost. Once."""
+        if self.ended.done():
+            return
+        self.ended.set_result(None)
+        self._transport.abort()
+        while self.flying:
+            self.flying.popleft().fail(error)
+
+    def _error(self, text: str) -> ResponseError:
+        code, _, rest = text.partition(" ")
+        kind = _ERRORS.get(code)
+        if kind is ReadOnlyError:  # a primary that was demoted: the next connection may lead to the new one
+            self.retired = True
+        return ResponseError(text) if kind is None else kind(rest)
 
 
 class Lane:
@@ -137,41 +244,61 @@ class Lane:
         self._patience = patience
         self._queue: deque[_Call] = deque()
         self._link: _Link | None = None
-        self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._watch: asyncio.TimerHandle | None = None
         self._not_before = 0.0
         self._pause = _PAUSES[0]
 
-    async def call(self, packed: bytes, *, replies: int = 1, acks: Acks | None = None) -> tuple[Any, int]:
-        """Send a packed command and return its last reply, and how many replicas confirmed it when `acks` asks.
+    async def call(self, *commands: bytes, acks: Acks | None = None) -> list[Any]:
+        """Send packed commands and return their replies, and at the end how many replicas confirmed them when `acks` asks.
 
         Raises:
             Lost: No reply; the connection failed, or the patience was over.
-            ResponseError: The server answered with an error.
+            ResponseError: The server answered one of them with an error, the first such.
         """
-        if len(self._queue) + (len(self._link.flying) if self._link else 0) >= _MOST_WAITING:
+        queue, link, loop = self._queue, self._link, asyncio.get_running_loop()
+        if len(queue) + (len(link.flying) if link else 0) >= _MOST_WAITING:
             reason = f"{_MOST_WAITING} calls wait for it already"
             raise Lost(reason, sent=False)
-        loop = asyncio.get_running_loop()
-        timer = asyncio.timeout(self._patience.reply if self._link else self._patience.connect)
-        call = _Call(packed, replies, acks, loop.create_future(), timer)
-        try:
-            async with timer:
-                self._queue.append(call)
-                self._wanted.set()
-                if self._task is None or self._task.done():
-                    self._task = loop.create_task(self._serve(), name="convmem-redis")
-                reply, confirmed = await call.future
-        except TimeoutError:
-            if call.link is None:
-                reason = f"no connection within {self._patience.connect:g} s"
-                raise Lost(reason, sent=False) from None
-            call.link.give_up()  # it may be dead without a word: the next call gets a new connection
-            reason = f"no reply within {self._patience.reply:g} s"
-            raise Lost(reason, sent=True) from None
-        if isinstance(reply, ResponseError):
-            raise reply
-        return reply, confirmed
+        call = _Call(commands, acks, loop.create_future(), loop.time() + self._patience.connect)
+        queue.append(call)
+        if self._watch is None:
+            self._watch = loop.call_later(self._patience.least, self._look)
+        if link is not None:
+            if not link.flying:
+                self._send()
+            elif len(queue) == 1:  # all that the tasks of this step still ask for goes with it
+                loop.call_soon(self._send)
+        elif self._task is None or self._task.done():
+            self._task = loop.create_task(self._serve(), name="convmem-redis")
+        replies = await call.future
+        for reply in replies:
+            if isinstance(reply, ResponseError):
+                raise reply
+        return replies
+
+    def _send(self) -> None:
+        """Send what waits."""
+        link, queue = self._link, self._queue
+        if link is None or link.retired or not queue:
+            return
+        calls = [call for call in queue if not call.future.done()]
+        queue.clear()
+        if calls:
+            link.send(calls, asyncio.get_running_loop().time() + self._patience.reply)
+
+    def _look(self) -> None:
+        """Give up what has waited too long, and look again as long as anything waits."""
+        loop, queue, link = asyncio.get_running_loop(), self._queue, self._link
+        now = loop.time()
+        while queue and queue[0].deadline <= now:
+            queue.popleft().fail(ConnectionError(f"no connection within {self._patience.connect:g} s"))
+        if link is not None and link.flying and link.flying[0].deadline <= now:
+            link.end(
+                ConnectionError(f"no reply within {self._patience.reply:g} s")
+            )  # it may be dead without a word: the next call gets a new one
+        first = [calls[0].deadline for calls in (queue, link.flying if link else ()) if calls]
+        self._watch = loop.call_at(min(*first, now + self._patience.least), self._look) if first else None
 
     async def aclose(self) -> None:
         """End the connection; calls on their way are lost."""
@@ -211,8 +338,7 @@ class Lane:
                     if task.cancelling():
                         return  # the driver loses a cancellation now and then while it connects, and nobody would end this connection
                     self._pause, self._not_before = _PAUSES[0], loop.time() + _PAUSES[0]
-                    connection.socket_timeout = None  # the lane reads all the time; each call has its own patience
-                    await self._carry(_Link(connection))
+                    await self._carry(connection)
                 finally:
                     if connection is not None:
                         with suppress(RedisError, OSError):
@@ -221,85 +347,25 @@ class Lane:
             error = unforeseen
             raise
         finally:
-            self._fail(self._queue, error)
+            while self._queue:
+                self._queue.popleft().fail(error)
+            if self._watch is not None:
+                self._watch.cancel()
+                self._watch = None
 
-    async def _carry(self, link: _Link) -> None:
-        """Write and read until either fails."""
-        self._link = link
-        self._wanted.set()
-        tasks = [asyncio.ensure_future(self._write(link)), asyncio.ensure_future(self._read(link))]
-        error: BaseException = asyncio.CancelledError()
+    async def _carry(self, connection: AbstractConnection) -> None:
+        """Take a connection over from the driver until it ends: what it does for each command takes longer than all that is done here."""
+        stream = connection._writer  # noqa: SLF001 - the driver has no other way to it
+        can_read = getattr(connection, "can_read", None) or connection.can_read_destructive  # before redis-py 8
+        if stream is None or await can_read():
+            return  # it has ended, or says something that nobody asked for: half of that must not be read as half of a reply
+        link = self._link = _Link(stream.transport)
         try:
-            done, _ = await asyncio.wait([*tasks, link.given_up], return_when=asyncio.FIRST_COMPLETED)
-            error = next(filter(None, (each.exception() for each in done)), error)
+            self._send()
+            await link.ended
         finally:
             self._link = None
-            for task in tasks:
-                task.cancel()
-            self._fail(link.flying, error)
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _write(self, link: _Link) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._wanted.wait()
-            self._wanted.clear()
-            if link.retired:
-                continue
-            batch = [call for call in self._queue if not call.future.done()]
-            self._queue.clear()
-            if not batch:
-                continue
-            confirmed = [call for call in batch if call.acks]
-            for call in batch:
-                call.link = link
-                call.timer.reschedule(loop.time() + self._patience.reply)
-            link.flying.extend(batch)
-            parts = [call.packed for call in batch]
-            if confirmed:
-                wanted = [call.acks for call in confirmed if call.acks]
-                parts.append(pack("WAIT", max(a.replicas for a in wanted), max(a.timeout for a in wanted)))
-                link.flying.append(confirmed)
-            await link.connection.send_packed_command(b"".join(parts), check_health=False)
-
-    async def _read(self, link: _Link) -> None:
-        flying = link.flying
-        while flying or not link.retired:
-            try:
-                reply = await link.connection.read_response(disable_decoding=True)
-            except ResponseError as error:
-                reply = error
-            if not flying:
-                msg = "the server sent a reply that nobody asked for"
-                raise ConnectionError(msg)
-            first = flying[0]
-            if isinstance(first, list):
-                flying.popleft()
-                for call in first:
-                    _settle(call, reply if isinstance(reply, int) else 0)
-                continue
-            first.replies -= 1
-            if first.replies:
-                continue
-            flying.popleft()
-            first.reply = reply
-            if isinstance(reply, ReadOnlyError):  # a primary that was demoted: the next connection may lead to the new one
-                link.retired = True
-            if first.acks is None or isinstance(reply, ResponseError):
-                _settle(first, 0)
-
-    @staticmethod
-    def _fail(calls: deque[Any], error: BaseException) -> None:
-        while calls:
-            item = calls.popleft()
-            for call in item if isinstance(item, list) else [item]:
-                if not call.future.done():
-                    call.future.set_exception(error if _is_refusal(error) else Lost(_reason(error), sent=call.sent))
-
-
-def _settle(call: _Call, confirmed: int) -> None:
-    if not call.future.done():
-        call.future.set_result((call.reply, confirmed))
+            link.end(asyncio.CancelledError())
 
 
 def _is_refusal(error: BaseException) -> bool:
@@ -332,12 +398,12 @@ class Wire(ABC):
         self._lock = threading.Lock()
 
     @abstractmethod
-    async def send(self, key: bytes | None, packed: bytes, acks: Acks | None = None, *, again: bool = True) -> tuple[Any, int]:
-        """Send a packed command to the node that has a key, None for any; see `Lane.call`.
+    async def send(self, key: bytes | None, *commands: bytes, acks: Acks | None = None, again: bool = True) -> list[Any]:
+        """Send packed commands to the node that has a key, None for any; see `Lane.call`.
 
         Args:
-            key: One of its keys.
-            packed: The command.
+            key: One of their keys; the others are where it is.
+            commands: Together in one trip.
             acks: Wait for replicas.
             again: Whether it may be sent again when its reply was lost.
         """
@@ -351,13 +417,22 @@ class Wire(ABC):
         """Send a command to a node; see `Lane.call`."""
 
     async def run(
-        self, script: Script, keys: Sequence[bytes], args: Sequence[Part], acks: Acks | None = None, *, again: bool = True
-    ) -> tuple[Any, int]:
-        """Run a script where its first key is: by its digest, or whole where the server does not know it. See `send`."""
+        self, script: Script, keys: Sequence[bytes], args: Sequence[Part], *behind: bytes, acks: Acks | None = None, again: bool = True
+    ) -> list[Any]:
+        """Run a script where its first key is: by its digest, or whole where the server does not know it. See `send`.
+
+        Args:
+            script: Which.
+            keys: All it looks at.
+            args: What else it is told.
+            behind: Packed commands that go with it, in the same trip.
+            acks: Wait for replicas.
+            again: Whether it may be sent again when its reply was lost.
+        """
         try:
-            return await self.send(keys[0], pack(b"EVALSHA", script.digest, len(keys), *keys, *args), acks, again=again)
+            return await self.send(keys[0], pack(b"EVALSHA", script.digest, len(keys), *keys, *args), *behind, acks=acks, again=again)
         except NoScriptError:
-            return await self.send(keys[0], pack(b"EVAL", script.source, len(keys), *keys, *args), acks, again=again)
+            return await self.send(keys[0], pack(b"EVAL", script.source, len(keys), *keys, *args), *behind, acks=acks, again=again)
 
     async def aclose(self) -> None:
         """End the connections of every event loop."""
@@ -387,9 +462,9 @@ class Wire(ABC):
 class _Tries:
     """Tries until the patience for connecting is over: for what was not sent, and for what may be repeated without harm."""
 
-    def __init__(self, patience: Patience, *, again: bool) -> None:
+    def __init__(self, deadline: float, *, again: bool) -> None:
         """Begin."""
-        self._deadline = asyncio.get_running_loop().time() + patience.connect
+        self._deadline = deadline
         self._pause = _PAUSES[0]
         self._again = again
 
@@ -418,14 +493,14 @@ class SingleWire(Wire):
     def _make(self, address: Address | None) -> Awaitable[AbstractConnection]:  # noqa: ARG002 - there is one
         return self._connection()
 
-    async def send(self, key: bytes | None, packed: bytes, acks: Acks | None = None, *, again: bool = True) -> tuple[Any, int]:  # noqa: ARG002 - one server
+    async def send(self, key: bytes | None, *commands: bytes, acks: Acks | None = None, again: bool = True) -> list[Any]:  # noqa: ARG002 - one server
         """See `Wire.send`."""
-        tries = _Tries(self._patience, again=again)
+        began, tries = asyncio.get_running_loop().time(), None
         while True:
-            lane = self._lane(None, durable=acks is not None)
             try:
-                return await lane.call(packed, acks=acks)
+                return await self._lane(None, durable=acks is not None).call(*commands, acks=acks)
             except (Lost, ReadOnlyError) as error:
+                tries = tries or _Tries(began + self._patience.connect, again=again)
                 await tries.again(error)
 
     async def primaries(self) -> Sequence[Address | None]:
@@ -463,29 +538,31 @@ class ClusterWire(Wire):
         assert address is not None
         return self._connection(address)
 
-    async def send(self, key: bytes | None, packed: bytes, acks: Acks | None = None, *, again: bool = True) -> tuple[Any, int]:
+    async def send(self, key: bytes | None, *commands: bytes, acks: Acks | None = None, again: bool = True) -> list[Any]:
         """See `Wire.send`."""
         slot = 0 if key is None else key_slot(key)
-        tries = _Tries(self._patience, again=again)
+        tries = _Tries(asyncio.get_running_loop().time() + self._patience.connect, again=again)
         while True:
             try:
-                return await self._at(slot, packed, acks)
+                return await self._at(slot, commands, acks)
             except (Lost, TryAgainError, ClusterDownError, ReadOnlyError, AskError) as error:  # a MOVED is an AskError too
                 await tries.again(error)
                 self._ranges = ()
 
-    async def _at(self, slot: int, packed: bytes, acks: Acks | None) -> tuple[Any, int]:
+    async def _at(self, slot: int, commands: Sequence[bytes], acks: Acks | None) -> list[Any]:
         at = await self._address(slot)
         lane = self._lane(at, durable=acks is not None)
         try:
-            return await lane.call(packed, acks=acks)
+            return await lane.call(*commands, acks=acks)
         except MovedError as moved:
             self._ranges = ()
             address = self._moved[slot] = (str(moved.host or at[0]), int(moved.port))  # no host: this one's (Redis 7)
-            return await self._lane(address, durable=acks is not None).call(packed, acks=acks)
+            return await self._lane(address, durable=acks is not None).call(*commands, acks=acks)
         except AskError as asked:
             address = (str(asked.host or at[0]), int(asked.port))
-            return await self._lane(address, durable=acks is not None).call(_ASKING + packed, replies=2, acks=acks)
+            asking = [each for command in commands for each in (_ASKING, command)]
+            replies = await self._lane(address, durable=acks is not None).call(*asking, acks=acks)
+            return [*replies[1 : len(asking) : 2], *replies[len(asking) :]]
         except Lost:
             self._ranges = ()
             raise
@@ -503,7 +580,7 @@ class ClusterWire(Wire):
         error: Exception = Lost("no address is known", sent=False)
         for address in dict.fromkeys([*self._known(), *self._seeds]):
             try:
-                slots, _ = await self._lane(address, durable=False).call(pack("CLUSTER", "SLOTS"))
+                (slots,) = await self._lane(address, durable=False).call(pack("CLUSTER", "SLOTS"))
             except Lost as lost:
                 error = Lost(str(lost), sent=False)
                 continue

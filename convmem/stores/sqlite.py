@@ -1,8 +1,9 @@
 """SQLiteStore: one file, any number of processes on one host. The default.
 
-Write-ahead logging, `BEGIN IMMEDIATE` for every write (a deferred transaction that upgrades ignores the busy timeout), one
-connection for appends at the chosen `synchronous` level and one at NORMAL for loads and leases, which need not survive a
-power loss. Each has its own thread, so the event loop never waits for the disk.
+Write-ahead logging, and in each process one connection that writes and one that reads, each with a thread of its own, so the
+event loop never waits for the disk. What waits when the writing thread is free is done in one transaction: appends with one
+flush at the chosen `synchronous` level, leases before them and without one, for they need not survive a power loss. Every
+write is `BEGIN IMMEDIATE`: a deferred transaction that upgrades ignores the busy timeout.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, TypeVarTuple
 from urllib.parse import quote
 
 from convmem.exceptions import StoreUnavailable
@@ -54,10 +55,16 @@ from convmem.stores.base import (
 
 Synchronous = Literal["normal", "full", "extra"]
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 _POSITION_BITS = 32
 _KINDS = {kind.value: kind for kind in Kind}
+_POSITION = (1 << _POSITION_BITS) - 1
 _ENTRY = "id, entry, turn, token, kind, closing, count, turns, start, pinned, hides, format, key_id, stored, body"
+_SELECT_ENTRY = f"SELECT {_ENTRY} FROM entry WHERE id = ? AND visible"  # noqa: S608 - a constant
+_SELECT_NEWEST = f"SELECT {_ENTRY} FROM entry WHERE id > ? AND id < ? AND visible ORDER BY id DESC"  # noqa: S608
+_SELECT_NAMES = "SELECT id, entry FROM entry WHERE id > ? AND id < ? AND visible ORDER BY id DESC"
+_INSERT_ENTRY = f"INSERT INTO entry (visible, {_ENTRY}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 _LISTED = "tenant, owner, session, turns, created, updated, expires, epoch, n, entry"
 _DURABILITY: dict[Synchronous, str] = {
     "normal": "a crash of the process; the last turns may be lost when the power fails (synchronous=NORMAL)",
@@ -91,10 +98,8 @@ class SQLiteStore(Store):
     ) -> None:
         """Remember where; the first call opens the file."""
         self.path = Path(path).absolute()
-        self._synchronous: Synchronous = synchronous
-        self._busy_timeout = busy_timeout
-        self._mode = mode
-        self._opening = threading.Lock()
+        self._opening = _Opening(self.path, synchronous, busy_timeout, mode)
+        self._filing = threading.Lock()
         self._file: _File | None = None
 
     async def load(
@@ -109,19 +114,19 @@ class SQLiteStore(Store):
     ) -> Log:
         """See `Store.load`."""
         asked = _Asked(turns, messages, before, turn, lease)
-        return await self._light("load", lambda link: _load(link, key, asked), reads=lease is None)
+        return await self._run("load", _READ if lease is None else _LEASE, _load, key, asked)
 
     async def append(self, key: SessionKey, after: Head, entry: Entry, *, ttl: timedelta | None = None, release: bool = False) -> Appended:
         """See `Store.append`."""
-        return await self._durable("append", lambda link: _append(link, key, after, entry, ttl, release=release))
+        return await self._run("append", _STORE, _append, key, after, entry, ttl, release)
 
     async def renew(self, key: SessionKey, lease: Lease, head: Head) -> bool:
         """See `Store.renew`."""
-        return await self._light("renew", lambda link: _renew(link, key, lease, head))
+        return await self._run("renew", _LEASE, _renew, key, lease, head)
 
     async def release(self, key: SessionKey, token: str) -> None:
         """See `Store.release`."""
-        await self._light("release", lambda link: _release(link, key, token))
+        await self._run("release", _LEASE, _release, key, token)
 
     async def list(
         self,
@@ -137,119 +142,274 @@ class SQLiteStore(Store):
         if owner is None and tenant is None and written_before is not None:
             since = read_page_cursor(after)
             place = None if since is None else (since[0], int(since[1]))
-            return await self._light("list", lambda link: _walk_idle(link, place, limit, until), reads=True)
+            return await self._run("list", _READ, _walk_idle, place, limit, until)
         if owner is None:
             path, address = None if tenant is None else path_of_tenant(tenant), read_walk_cursor(after)
-            return await self._light("list", lambda link: _walk(link, path, address, limit, until), reads=True)
+            return await self._run("list", _READ, _walk, path, address, limit, until)
         key, beyond = key_of_owner(owner, tenant), read_page_cursor(after)
-        return await self._light("list", lambda link: _list(link, key, beyond, limit, until), reads=True)
+        return await self._run("list", _READ, _list, key, beyond, limit, until)
 
     async def delete(self, key: SessionKey, *, at: Head | None = None) -> bool:
         """See `Store.delete`."""
-        return await self._durable("delete", lambda link: _delete(link, key, at))
+        return await self._run("delete", _STORE, _delete, key, at)
 
     async def sweep(self) -> int:
         """See `Store.sweep`. At the end the write-ahead log is emptied too, in which deleted text may still stand."""
-        removed = await self._durable("sweep", _sweep)
+        removed = await self._run("sweep", _STORE, _sweep)
         if not removed:
-            await self._durable("sweep", _empty_log)
+            await self._run("sweep", _BARE, _empty_log)
         return removed
 
     async def check(self) -> Health:
         """See `Store.check`."""
-        await self._durable("check", _probe)
-        return Health(self.name, str(self.path), _DURABILITY[self._synchronous], f"SQLite {sqlite3.sqlite_version}")
+        await self._run("check", _STORE, _probe)
+        return Health(self.name, str(self.path), _DURABILITY[self._opening.synchronous], f"SQLite {sqlite3.sqlite_version}")
 
     async def aclose(self) -> None:
-        """See `Store.aclose`. A later call opens the file again."""
-        with self._opening:
+        """See `Store.aclose`. What was asked for before is done first; a later call opens the file again."""
+        with self._filing:
             file, self._file = self._file, None
         if file is not None:
             await asyncio.get_running_loop().run_in_executor(None, file.close)
 
-    async def _light(self, operation: str, work: Callable[[sqlite3.Connection], T], *, reads: bool = False) -> T:
-        return await self._run(operation, lambda file: file.light, work, reads=reads)
-
-    async def _durable(self, operation: str, work: Callable[[sqlite3.Connection], T]) -> T:
-        return await self._run(operation, lambda file: file.durable, work)
-
-    async def _run(
-        self, operation: str, pick: Callable[[_File], _Lane], work: Callable[[sqlite3.Connection], T], *, reads: bool = False
-    ) -> T:
-        """Run work on a lane's thread. A caller that is cancelled leaves it running: its outcome is then unknown."""
-        lane = pick(self._opened())
+    async def _run(self, operation: str, kind: _Kind, work: Callable[[_Link, *Ts], T], *arguments: *Ts) -> T:
+        """Have work done by the thread of its kind. Of a caller that is cancelled meanwhile the outcome is unknown."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+        job = _Job(kind, work, arguments, answer, loop)
+        with self._filing:  # a file that is being closed gets no more work
+            if self._file is None or self._file.process != os.getpid():
+                self._file = _File(self._opening)
+            self._file.lanes[kind.lane].put(job)
         try:
-            return await asyncio.get_running_loop().run_in_executor(lane.thread, partial(lane.run, work, reads=reads))
+            return await answer
         except sqlite3.Error as error:
             raise StoreUnavailable(self.name, operation, f"{self.path.name}: {error}", unknown=operation in ("append", "delete")) from error
 
-    def _opened(self) -> _File:
-        with self._opening:
-            if self._file is None or self._file.process != os.getpid():
-                self._file = _File(self.path, self._synchronous, self._busy_timeout, self._mode)
-            return self._file
+
+class _Kind(NamedTuple):
+    """What a piece of work needs around it.
+
+    Attributes:
+        lane: The thread that does it.
+        begin: How its transaction begins; empty when there must be none.
+        flushed: Whether it is acknowledged only when it survives what the store promises to survive.
+    """
+
+    lane: str
+    begin: str
+    flushed: bool = False
+
+
+_READ = _Kind("reading", "BEGIN")
+_LEASE = _Kind("writing", "BEGIN IMMEDIATE")
+_STORE = _Kind("writing", "BEGIN IMMEDIATE", flushed=True)
+_BARE = _Kind("writing", "")
+_KINDS_OF_WORK = (_READ, _LEASE, _STORE, _BARE)
+"""In the order in which a thread does what waits: a lease waits for no flush."""
+
+
+class _Job(NamedTuple):
+    """A piece of work, and who waits for it where."""
+
+    kind: _Kind
+    work: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    answer: asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop
 
 
 class _File:
     """The open file in one process: connections must not cross a fork, so a child opens its own."""
 
-    def __init__(self, path: Path, synchronous: Synchronous, busy_timeout: timedelta, mode: str) -> None:
+    def __init__(self, opening: _Opening) -> None:
         self.process = os.getpid()
-        writing = threading.Lock()
-        self.light = _Lane(path, "normal", busy_timeout, mode, writing)
-        self.durable = _Lane(path, synchronous, busy_timeout, mode, writing)
+        self.lanes = {name: _Lane(opening, f"convmem-sqlite-{name}") for name in ("writing", "reading")}
+        for lane in self.lanes.values():
+            weakref.finalize(self, lane.jobs.put, None)  # a store nobody closed and nobody holds ends its threads
 
     def close(self) -> None:
-        for lane in (self.light, self.durable):
+        for lane in self.lanes.values():
             lane.close()
 
 
 class _Lane:
-    """A connection with its thread. The two lanes of a process take turns at writing by a lock, not by SQLite's sleeping."""
+    """A thread with a connection. What waits when the thread is free is done together, in one transaction for each kind."""
 
-    def __init__(self, path: Path, synchronous: Synchronous, busy_timeout: timedelta, mode: str, writing: threading.Lock) -> None:
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix=f"convmem-sqlite-{synchronous}")
-        self._path, self._synchronous, self._busy_timeout, self._mode, self._writing = path, synchronous, busy_timeout, mode, writing
-        self._connection: sqlite3.Connection | None = None
+    def __init__(self, opening: _Opening, name: str) -> None:
+        self.jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._thread = threading.Thread(target=_serve, args=(self.jobs, opening), name=name, daemon=True)
 
-    def run(self, work: Callable[[sqlite3.Connection], T], *, reads: bool = False) -> T:
-        """Work with the connection; who only reads waits for nobody (WAL)."""
-        if reads and self._connection is not None:
-            return work(self._connection)
-        with self._writing:
-            if self._connection is None:
-                self._connection = self._connect()
-            return work(self._connection)
+    def put(self, job: _Job) -> None:
+        self.jobs.put(job)
+        if not self._thread.ident:
+            self._thread.start()
 
     def close(self) -> None:
-        self.thread.submit(self._disconnect).result()
-        self.thread.shutdown()
+        self.jobs.put(None)
+        if self._thread.ident:
+            self._thread.join()
 
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
 
-    def _connect(self) -> sqlite3.Connection:
-        if not self._path.parent.is_dir():
-            msg = f"the folder {self._path.parent} does not exist; make it, or set another path"
+def _serve(jobs: SimpleQueue[_Job | None], opening: _Opening) -> None:
+    """Work until there is None. The connection belongs to this frame alone: a forked child, which has no such thread, leaves it alone."""
+    connection = _Connection(opening)
+    open_ = True
+    while open_:
+        waiting = [jobs.get()]
+        with suppress(Empty):
+            while len(waiting) < _TOGETHER:
+                waiting.append(jobs.get_nowait())
+        wanted = [job for job in waiting if job is not None and not job.answer.cancelled()]
+        open_ = None not in waiting
+        del waiting
+        for kind in _KINDS_OF_WORK:
+            some = [job for job in wanted if job.kind is kind]
+            if some:
+                _answer(some, connection.do(some, kind))
+        del wanted
+    connection.close()
+
+
+def _answer(jobs: list[_Job], outcomes: Sequence[_Result]) -> None:
+    """Wake each event loop once."""
+    for loop in {job.loop for job in jobs}:
+        done = [(job.answer, *outcome) for job, outcome in zip(jobs, outcomes, strict=True) if job.loop is loop]
+        with suppress(RuntimeError):  # the loop is closed, and nobody waits there
+            loop.call_soon_threadsafe(_tell, done)
+
+
+class _Connection:
+    """A connection that is made when it is needed."""
+
+    def __init__(self, opening: _Opening) -> None:
+        self._opening = opening
+        self._level = ""
+        self._link: _Link | None = None
+
+    def close(self) -> None:
+        if self._link is not None:
+            self._link.close()
+        self._link, self._level = None, ""
+
+    def do(self, jobs: list[_Job], kind: _Kind) -> Sequence[_Result]:
+        """Do work in one transaction. If a piece of it fails, nothing was done yet, and each piece is done alone.
+
+        Beginning and committing are everybody's: nobody is told of success unless the commit had it.
+        """
+        try:
+            link = self._begin(kind)
+        except Exception as error:  # noqa: BLE001 - who asked raises it; this thread goes on
+            return [(None, error)] * len(jobs)
+        try:
+            results = [(job.work(link, *job.arguments), None) for job in jobs]
+        except Exception as error:  # noqa: BLE001
+            self._roll_back(link)
+            return [(None, error)] if len(jobs) == 1 else [result for job in jobs for result in self.do([job], kind)]
+        try:
+            if kind.begin:
+                link.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back(link)
+            return [(None, error)] * len(jobs)
+        return results
+
+    def _begin(self, kind: _Kind) -> _Link:
+        if self._link is None:
+            self._link = self._opening.connect()
+        level = self._opening.synchronous if kind.flushed else "normal"
+        if level != self._level:
+            self._link.executescript(f"PRAGMA synchronous = {level}")  # always prepared anew: it takes effect when it is prepared
+            self._level = level
+        if kind.begin:
+            self._link.execute(kind.begin)
+        return self._link
+
+    def _roll_back(self, link: _Link) -> None:
+        try:
+            if link.in_transaction:  # SQLite has rolled back already after some errors
+                link.execute("ROLLBACK")
+        except sqlite3.Error:
+            self.close()
+
+
+class _Opening(NamedTuple):
+    """How the file is opened."""
+
+    path: Path
+    synchronous: Synchronous
+    busy_timeout: timedelta
+    mode: str
+
+    def connect(self) -> _Link:
+        if not self.path.parent.is_dir():
+            msg = f"the folder {self.path.parent} does not exist; make it, or set another path"
             raise sqlite3.OperationalError(msg)
-        if self._mode == "rw" and not self._path.exists():
-            msg = f"{self._path} does not exist, and mode=rw says it must; drop mode=rw to have it made"
+        if self.mode == "rw" and not self.path.exists():
+            msg = f"{self.path} does not exist, and mode=rw says it must; drop mode=rw to have it made"
             raise sqlite3.OperationalError(msg)
-        seconds = self._busy_timeout.total_seconds()
-        uri = f"file:{quote(str(self._path))}?mode={self._mode}"
-        link = sqlite3.connect(uri, uri=True, timeout=seconds, isolation_level=None, check_same_thread=False, cached_statements=64)
+        seconds = self.busy_timeout.total_seconds()
+        uri = f"file:{quote(str(self.path))}?mode={self.mode}"
+        link = sqlite3.connect(uri, uri=True, timeout=seconds, isolation_level=None, cached_statements=64, factory=_Link)
+        link.seen = _Seen()
         try:
             link.execute("PRAGMA page_size = 8192")
             _retry_while_locked(lambda: link.execute("PRAGMA journal_mode = WAL"), seconds)
-            link.execute(f"PRAGMA synchronous = {self._synchronous.upper()}")
+            link.execute("PRAGMA cache_size = -16384")
             link.execute("PRAGMA secure_delete = ON")  # what was deleted is overwritten, not only given free
             _migrate(link)
         except BaseException:
-            link.close()
+            link.close()  # which rolls back
             raise
         return link
+
+
+class _Seen(dict[int, StoredEntry]):
+    """Entries that were read before, by their row, as far as they have room; the first that came goes first.
+
+    An entry never changes, and whether it is there and visible the file says each time: what was read once need only be found to be
+    there still, by its id and its epoch. To read a whole row and make its objects takes several times as long.
+    """
+
+    room = 4 * 2**20
+
+    def add(self, identifier: int, stored: StoredEntry) -> StoredEntry:
+        self.forget(identifier)
+        self[identifier] = stored
+        self.room -= _weight(stored)
+        while self.room < 0:
+            self.forget(next(iter(self)))
+        return stored
+
+    def forget(self, identifier: int) -> None:
+        stored = self.pop(identifier, None)
+        if stored is not None:
+            self.room += _weight(stored)
+
+
+def _weight(stored: StoredEntry) -> int:
+    return len(stored.entry.body) + 1000  # bytes that its names and objects take, and a little more
+
+
+class _Link(sqlite3.Connection):
+    """A connection, and what was read through it."""
+
+    seen: _Seen
+
+
+_Result = tuple[Any, Exception | None]
+_TOGETHER = 128
+"""So much work is done in one transaction at most: meanwhile other processes wait."""
+
+
+def _tell(done: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
+    for answer, result, error in done:
+        if answer.cancelled():
+            continue
+        if error is None:
+            answer.set_result(result)
+        else:
+            answer.set_exception(error)
 
 
 def _retry_while_locked(action: Callable[[], object], seconds: float) -> None:
@@ -277,12 +437,13 @@ def _migrate(link: sqlite3.Connection) -> None:
     )
     if link.execute("PRAGMA user_version").fetchone()[0] >= len(files):
         return
-    with _writing(link):
-        applied = link.execute("PRAGMA user_version").fetchone()[0]
-        for number, file in enumerate(files[applied:], start=applied + 1):
-            for statement in _statements(file.read_text(encoding="utf-8")):
-                link.execute(statement)
-            link.execute(f"PRAGMA user_version = {number}")
+    link.execute("BEGIN IMMEDIATE")
+    applied = link.execute("PRAGMA user_version").fetchone()[0]
+    for number, file in enumerate(files[applied:], start=applied + 1):
+        for statement in _statements(file.read_text(encoding="utf-8")):
+            link.execute(statement)
+        link.execute(f"PRAGMA user_version = {number}")
+    link.execute("COMMIT")
 
 
 def _statements(script: str) -> Iterator[str]:
@@ -294,29 +455,11 @@ def _statements(script: str) -> Iterator[str]:
             statement = ""
 
 
-@contextmanager
-def _writing(link: sqlite3.Connection) -> Iterator[None]:
-    link.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        link.execute("ROLLBACK")
-        raise
-    try:
-        link.execute("COMMIT")
-    except sqlite3.Error:
-        if link.in_transaction:
-            link.execute("ROLLBACK")
-        raise
-
-
-@contextmanager
-def _reading(link: sqlite3.Connection) -> Iterator[None]:
-    link.execute("BEGIN")
-    try:
-        yield
-    finally:
-        link.execute("ROLLBACK")
+_SELECT_ROW = (
+    "SELECT id, created, updated, expires, token, taken, until, mark, ended, deleted, epoch, n, entry, turns, start, pinned"
+    " FROM conversation WHERE tenant = ? AND owner = ? AND session = ?"
+)
+_NOBODYS = (None, 0.0, 0.0, None, "", 0.0, 0.0, "", "{}", 0.0, "", 0, "", 0, 0, "")
 
 
 class _Row:
@@ -324,19 +467,27 @@ class _Row:
 
     __slots__ = ("created", "deleted", "ended", "expires", "head", "id", "mark", "taken", "token", "until", "updated")
 
+    id: int | None
+    created: float
+    updated: float
+    expires: float | None
+    token: str
+    taken: float
+    until: float
+    mark: str
+    ended: str
+    deleted: float
+
     def __init__(self, link: sqlite3.Connection, key: SessionKey) -> None:
-        row = link.execute(
-            "SELECT id, epoch, n, entry, turns, start, pinned, created, updated, expires, token, taken, until, mark, ended, deleted"
-            " FROM conversation WHERE tenant = ? AND owner = ? AND session = ?",
-            key.path,
-        ).fetchone()
-        self.id: int | None = None
-        self.head, self.created, self.updated, self.expires = Head(), 0.0, 0.0, None
-        self.token, self.taken, self.until, self.mark, self.ended, self.deleted = "", 0.0, 0.0, "", "{}", 0.0
-        if row is not None:
-            self.id = row[0]
-            self.head = Head(row[1], row[2], row[3], row[4], row[5], _positions(row[6]))
-            self.created, self.updated, self.expires, self.token, self.taken, self.until, self.mark, self.ended, self.deleted = row[7:]
+        found: tuple[Any, ...] = link.execute(_SELECT_ROW, key.path).fetchone() or _NOBODYS
+        self.id, self.created, self.updated, self.expires, self.token, self.taken, self.until = found[:7]
+        self.mark, self.ended, self.deleted, epoch, n, entry, turns, start, pinned = found[7:]
+        self.head = Head(epoch, n, entry, turns, start, _positions(pinned))
+
+    def ended_epochs(self) -> dict[str, float]:
+        """Return the epochs that deletes have ended, and when."""
+        ended: dict[str, float] = {} if self.ended == "{}" else json.loads(self.ended)
+        return ended
 
     def live_token(self, now: float) -> str:
         return self.token if now < self.until else ""
@@ -367,43 +518,49 @@ class _Asked(NamedTuple):
     lease: Lease | None
 
 
-def _load(link: sqlite3.Connection, key: SessionKey, asked: _Asked) -> Log:
+def _load(link: _Link, key: SessionKey, asked: _Asked) -> Log:
     lease = asked.lease
-    with _reading(link) if lease is None else _writing(link):
-        now = time.time()
-        row = _Row(link, key)
-        found = None if asked.turn is None else _look_up(link, row, asked.turn, now)
-        if lease and not (found and found.state == "complete") and row.live_token(now) in ("", lease.token):
-            _hold(link, key, row, lease, now)
-        held = row.live_token(now)
-        holder = Holder(held, timedelta(seconds=now - row.taken), timedelta(seconds=row.until - now)) if held else Holder()
-        deleted_at = _time(row.deleted) if row.mark else None
-        ended = frozenset(json.loads(row.ended))
-        if row.expired(now):
-            head = Head(row.head.epoch, row.head.n, row.head.id, 0, row.head.n)
-            return Log(head, (), (), holder, found, expired=True, deleted_at=deleted_at, ended=ended)
-        if not row.head.epoch:
-            return Log(row.present(), (), (), holder, found, deleted_at=deleted_at, ended=ended)
-        end = row.head.n + 1 if asked.before is None else min(asked.before, row.head.n + 1)
-        entries = newest_turns(_newest_first(link, row, end), asked.turns, asked.messages)
-        first = entries[0].n if entries else end
-        pinned = tuple(_pinned(link, row, first))
-        return Log(row.head, entries, pinned, holder, found, deleted_at=deleted_at, ended=ended)
+    now = time.time()
+    row = _Row(link, key)
+    found = None if asked.turn is None else _look_up(link, row, asked.turn, now)
+    if lease and not (found and found.state == "complete") and row.live_token(now) in ("", lease.token):
+        _hold(link, key, row, lease, now)
+    held = row.live_token(now)
+    holder = Holder(held, timedelta(seconds=now - row.taken), timedelta(seconds=row.until - now)) if held else Holder()
+    deleted_at = _time(row.deleted) if row.mark else None
+    ended = frozenset(row.ended_epochs())
+    if row.expired(now):
+        head = Head(row.head.epoch, row.head.n, row.head.id, 0, row.head.n)
+        return Log(head, (), (), holder, found, expired=True, deleted_at=deleted_at, ended=ended)
+    if not row.head.epoch:
+        return Log(row.present(), (), (), holder, found, deleted_at=deleted_at, ended=ended)
+    end = row.head.n + 1 if asked.before is None else min(asked.before, row.head.n + 1)
+    entries = newest_turns(_newest_first(link, row, end), asked.turns, asked.messages)
+    first = entries[0].n if entries else end
+    pinned = tuple(_pinned(link, row, first)) if row.head.pinned else ()
+    return Log(row.head, entries, pinned, holder, found, deleted_at=deleted_at, ended=ended)
 
 
-def _newest_first(link: sqlite3.Connection, row: _Row, before: int) -> Iterator[StoredEntry]:
+def _newest_first(link: _Link, row: _Row, before: int) -> Iterator[StoredEntry]:
     """Read lazily: the caller stops when it has enough."""
-    rows = link.execute(
-        f"SELECT {_ENTRY} FROM entry WHERE id > ? AND id < ? AND visible ORDER BY id DESC",  # noqa: S608 - a constant
-        (row.position(row.head.start), row.position(max(before, 0))),
-    )
-    return (_stored(row.head.epoch, columns) for columns in rows)
+    epoch, seen = row.head.epoch, link.seen
+    last = row.position(max(before, 0))
+    between = (row.position(row.head.start), last)
+    if last - 1 not in seen and last - 2 not in seen:
+        for columns in link.execute(_SELECT_NEWEST, between):
+            yield seen.add(columns[0], _stored(epoch, columns))
+        return
+    for identifier, entry in link.execute(_SELECT_NAMES, between):
+        stored = seen.get(identifier)
+        if stored is None or stored.entry.id != entry or stored.entry.epoch != epoch:
+            stored = seen.add(identifier, _stored(epoch, link.execute(_SELECT_ENTRY, (identifier,)).fetchone()))
+        yield stored
 
 
 def _pinned(link: sqlite3.Connection, row: _Row, before: int) -> Iterator[StoredEntry]:
     for n in row.head.pinned:
         if row.head.start < n < before:
-            found = link.execute(f"SELECT {_ENTRY} FROM entry WHERE id = ? AND visible", (row.position(n),)).fetchone()  # noqa: S608
+            found = link.execute(_SELECT_ENTRY, (row.position(n),)).fetchone()
             if found is not None:
                 yield _stored(row.head.epoch, found)
 
@@ -411,7 +568,7 @@ def _pinned(link: sqlite3.Connection, row: _Row, before: int) -> Iterator[Stored
 def _stored(epoch: str, columns: tuple[Any, ...]) -> StoredEntry:
     identifier, entry, turn, token, kind, closing, count, turns, start, pinned, hides, format_, key_id, stored, body = columns
     return StoredEntry(
-        identifier & (1 << _POSITION_BITS) - 1,
+        identifier & _POSITION,
         Entry.read(
             entry,
             turn,
@@ -420,11 +577,11 @@ def _stored(epoch: str, columns: tuple[Any, ...]) -> StoredEntry:
             body,
             count,
             _KINDS[kind],
-            bool(closing),
+            closing == 1,
             turns,
             start,
-            _positions(pinned),
-            _positions(hides),
+            _positions(pinned) if pinned else (),
+            _positions(hides) if hides else (),
             format_,
             key_id,
         ),
@@ -450,35 +607,41 @@ def _look_up(link: sqlite3.Connection, row: _Row, turn: str, now: float) -> Look
 
 
 def _hold(link: sqlite3.Connection, key: SessionKey, row: _Row, lease: Lease, now: float) -> None:
-    row.claim(link, key)
     if row.live_token(now) != lease.token:
         row.taken = now
     row.token, row.until = lease.token, now + lease.term.total_seconds()
+    if row.id is None:
+        link.execute(
+            "INSERT INTO conversation (tenant, owner, session, token, taken, until) VALUES (?, ?, ?, ?, ?, ?)",
+            (*key.path, row.token, row.taken, row.until),
+        )
+        return
     link.execute("UPDATE conversation SET token = ?, taken = ?, until = ? WHERE id = ?", (row.token, row.taken, row.until, row.id))
 
 
-def _append(link: sqlite3.Connection, key: SessionKey, after: Head, entry: Entry, ttl: timedelta | None, *, release: bool) -> Appended:
-    with _writing(link):
-        now = time.time()
-        row = _Row(link, key)
+def _append(link: sqlite3.Connection, key: SessionKey, after: Head, entry: Entry, ttl: timedelta | None, release: bool) -> Appended:  # noqa: FBT001
+    now = time.time()
+    row = _Row(link, key)
 
-        def id_at(n: int) -> str | None:
-            if row.id is None or not 1 <= n <= row.head.n:
-                return None
-            found = link.execute("SELECT entry FROM entry WHERE id = ?", (row.position(n),)).fetchone()
-            return None if found is None else str(found[0])
+    def id_at(n: int) -> str | None:
+        if row.id is None or not 1 <= n <= row.head.n:
+            return None
+        if n == row.head.n:
+            return row.head.id
+        found = link.execute("SELECT entry FROM entry WHERE id = ?", (row.position(n),)).fetchone()
+        return None if found is None else str(found[0])
 
-        outcome = decide(
-            after, entry, head=row.head, mark=row.mark, ended=json.loads(row.ended), id_at=id_at, live_token=row.live_token(now)
-        )
-        if outcome is Outcome.STORED:
-            row.claim(link, key)
-            _store(link, row, after.n + 1, entry, now, ttl)
-        if outcome not in (Outcome.STORED, Outcome.DUPLICATE):
-            return Appended(outcome, row.present())
-        if release:
-            _let_go(link, row, entry.token)
-        return Appended(outcome, entry.head_at(after.n + 1))
+    outcome = decide(after, entry, head=row.head, mark=row.mark, ended=row.ended_epochs(), id_at=id_at, live_token=row.live_token(now))
+    if outcome is Outcome.STORED:
+        row.claim(link, key)
+        if release and row.token == entry.token:
+            row.token, row.until = "", 0.0
+        _store(link, row, after.n + 1, entry, now, ttl)
+    elif outcome is not Outcome.DUPLICATE:
+        return Appended(outcome, row.present())
+    elif release:
+        _let_go(link, row, entry.token)
+    return Appended(outcome, entry.head_at(after.n + 1))
 
 
 def _store(link: sqlite3.Connection, row: _Row, n: int, entry: Entry, now: float, ttl: timedelta | None) -> None:
@@ -487,11 +650,13 @@ def _store(link: sqlite3.Connection, row: _Row, n: int, entry: Entry, now: float
         "UPDATE entry SET visible = 0 WHERE turn = ? AND id > ? AND id < ? AND token <> ? AND visible",
         (entry.turn, first, last, entry.token),
     )
-    link.executemany("UPDATE entry SET visible = 0 WHERE id = ?", [(row.position(hidden),) for hidden in entry.hides])
+    for hidden in entry.hides:
+        link.execute("UPDATE entry SET visible = 0 WHERE id = ?", (row.position(hidden),))
     if row.expired(now) and entry.start > row.head.start:
         link.execute("DELETE FROM entry WHERE id > ? AND id <= ?", (first, row.position(entry.start) - 1))
+    pinned = _text(entry.pinned)
     link.execute(
-        f"INSERT INTO entry (visible, {_ENTRY}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+        _INSERT_ENTRY,
         (
             entry.kind is Kind.TURN,
             last,
@@ -503,7 +668,7 @@ def _store(link: sqlite3.Connection, row: _Row, n: int, entry: Entry, now: float
             entry.count,
             entry.turns,
             entry.start,
-            _text(entry.pinned),
+            pinned,
             _text(entry.hides),
             entry.format,
             entry.key_id,
@@ -512,37 +677,37 @@ def _store(link: sqlite3.Connection, row: _Row, n: int, entry: Entry, now: float
         ),
     )
     link.execute(
-        "UPDATE conversation SET epoch = ?, n = ?, entry = ?, turns = ?, start = ?, pinned = ?, created = ?, updated = ?, expires = ?"
-        " WHERE id = ?",
+        "UPDATE conversation SET epoch = ?, n = ?, entry = ?, turns = ?, start = ?, pinned = ?, created = ?, updated = ?, expires = ?,"
+        " token = ?, until = ? WHERE id = ?",
         (
             entry.epoch,
             n,
             entry.id,
             entry.turns,
             entry.start,
-            _text(entry.pinned),
+            pinned,
             row.created if row.head.epoch else now,
             max(now, row.updated),
             None if ttl is None else now + ttl.total_seconds(),
+            row.token,
+            row.until,
             row.id,
         ),
     )
 
 
 def _renew(link: sqlite3.Connection, key: SessionKey, lease: Lease, head: Head) -> bool:
-    with _writing(link):
-        now = time.time()
-        row = _Row(link, key)
-        held = row.live_token(now)
-        if held != lease.token and (held or not row.present().same(head)):
-            return False
-        _hold(link, key, row, lease, now)
-        return True
+    now = time.time()
+    row = _Row(link, key)
+    held = row.live_token(now)
+    if held != lease.token and (held or not row.present().same(head)):
+        return False
+    _hold(link, key, row, lease, now)
+    return True
 
 
 def _release(link: sqlite3.Connection, key: SessionKey, token: str) -> None:
-    with _writing(link):
-        _let_go(link, _Row(link, key), token)
+    _let_go(link, _Row(link, key), token)
 
 
 def _let_go(link: sqlite3.Connection, row: _Row, token: str) -> None:
@@ -612,26 +777,27 @@ def _listed(row: tuple[Any, ...], now: float) -> Listed:
     return Listed(key, turns, _time(created), _time(updated), revision, expired=expires is not None and now >= expires)
 
 
-def _delete(link: sqlite3.Connection, key: SessionKey, at: Head | None) -> bool:
-    with _writing(link):
-        now = time.time()
-        _forget(link, now)
-        row = _Row(link, key)
-        if at is not None and not row.present().same(at):
-            return False
-        existed = bool(row.head.epoch) and (at is not None or not row.expired(now))
-        row.claim(link, key)
-        oldest = now - TOMBSTONE_LIFE.total_seconds()
-        ended = {epoch: at for epoch, at in json.loads(row.ended).items() if at > oldest}
-        if row.head.epoch:
-            ended[row.head.epoch] = now
-        link.execute("DELETE FROM entry WHERE id > ? AND id <= ?", (row.position(0), row.position(row.head.n)))
-        link.execute(
-            "UPDATE conversation SET epoch = '', n = 0, entry = '', turns = 0, start = 0, pinned = '', expires = NULL,"
-            " token = '', until = 0, mark = ?, ended = ?, deleted = ? WHERE id = ?",
-            (new_token(), json.dumps(ended), now, row.id),
-        )
-        return existed
+def _delete(link: _Link, key: SessionKey, at: Head | None) -> bool:
+    now = time.time()
+    _forget(link, now)
+    row = _Row(link, key)
+    if at is not None and not row.present().same(at):
+        return False
+    existed = bool(row.head.epoch) and (at is not None or not row.expired(now))
+    row.claim(link, key)
+    oldest = now - TOMBSTONE_LIFE.total_seconds()
+    ended = {epoch: at for epoch, at in row.ended_epochs().items() if at > oldest}
+    if row.head.epoch:
+        ended[row.head.epoch] = now
+    link.execute("DELETE FROM entry WHERE id > ? AND id <= ?", (row.position(0), row.position(row.head.n)))
+    for n in range(1, row.head.n + 1):
+        link.seen.forget(row.position(n))
+    link.execute(
+        "UPDATE conversation SET epoch = '', n = 0, entry = '', turns = 0, start = 0, pinned = '', expires = NULL,"
+        " token = '', until = 0, mark = ?, ended = ?, deleted = ? WHERE id = ?",
+        (new_token(), json.dumps(ended), now, row.id),
+    )
+    return existed
 
 
 def _forget(link: sqlite3.Connection, now: float, most: int = 10) -> int:
@@ -643,8 +809,7 @@ def _forget(link: sqlite3.Connection, now: float, most: int = 10) -> int:
 
 
 def _sweep(link: sqlite3.Connection) -> int:
-    with _writing(link):
-        return _forget(link, time.time(), _EXAMINED)
+    return _forget(link, time.time(), _EXAMINED)
 
 
 def _empty_log(link: sqlite3.Connection) -> None:
@@ -654,12 +819,11 @@ def _empty_log(link: sqlite3.Connection) -> None:
 
 def _probe(link: sqlite3.Connection) -> None:
     """Write and read, and leave nothing behind."""
-    link.execute("BEGIN IMMEDIATE")
-    try:
-        link.execute("INSERT INTO conversation (tenant, owner, session) VALUES ('', '', '')")
-        link.execute("SELECT id FROM conversation WHERE tenant = '' AND owner = '' AND session = ''").fetchone()
-    finally:
-        link.execute("ROLLBACK")
+    link.execute("SAVEPOINT probe")
+    link.execute("INSERT INTO conversation (tenant, owner, session) VALUES ('', '', '')")
+    link.execute("SELECT id FROM conversation WHERE tenant = '' AND owner = '' AND session = ''").fetchone()
+    link.execute("ROLLBACK TO probe")
+    link.execute("RELEASE probe")
 
 
 def _positions(text: str) -> tuple[int, ...]:

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from convmem import Message, SessionKey, SQLiteStore, StoreUnavailable, open_conversation
-from convmem.stores.base import Entry, Head, Lease, Outcome
+from convmem.stores.base import Entry, Head, Kind, Lease, Outcome
+from convmem.stores.sqlite import _BARE, _LEASE, _READ, _STORE
 
 ROOT = Path(__file__).parents[2]
 KEY = SessionKey.for_user("everybody", "shared")
@@ -86,9 +88,8 @@ async def test_the_durability_is_the_chosen_one_and_is_named(tmp_path: Path, syn
     store = SQLiteStore(tmp_path / "convmem.db", synchronous=synchronous)  # type: ignore[arg-type]
     health = await store.check()
     assert f"synchronous={synchronous.upper()}" in health.durability
-    file = store._opened()
-    asked = file.durable.thread.submit(file.durable.run, lambda link: link.execute("PRAGMA synchronous").fetchone()[0])
-    assert asked.result() == pragma
+    for kind, level in ((_LEASE, 1), (_STORE, pragma), (_LEASE, 1), (_STORE, pragma)):
+        assert await store._run("check", kind, lambda link: link.execute("PRAGMA synchronous").fetchone()[0]) == level
     await store.aclose()
 
 
@@ -184,9 +185,7 @@ async def test_a_walk_examines_a_bounded_number_of_rows_for_each_page(idle_and_d
 
     async with SQLiteStore(idle_and_dead) as store:
         await store.list("user:x")
-        connection = store._opened().light._connection
-        assert connection is not None
-        connection.set_progress_handler(count, 1000)
+        await store._run("list", _READ, lambda link: link.set_progress_handler(count, 1000))
         for tenant, before in (("", None), ("acme", 1.0), (None, None), (None, 1.0), (None, 4000.5)):
             moment = None if before is None else datetime.fromtimestamp(before, UTC)
             steps, most, found, after = 0, 0, 0, None
@@ -197,7 +196,6 @@ async def test_a_walk_examines_a_bounded_number_of_rows_for_each_page(idle_and_d
                     break
             assert found == {("", None): 2500, ("acme", 1.0): 0, (None, None): 5000, (None, 1.0): 1, (None, 4000.5): 4001}[tenant, before]
             assert most < 60, f"one page of {tenant!r}, {before} took {most} thousand steps"
-        connection.set_progress_handler(None, 0)
 
 
 @pytest.mark.asyncio
@@ -207,9 +205,8 @@ async def test_no_part_of_housekeeping_scans_the_file(idle_and_dead: Path) -> No
     async with SQLiteStore(idle_and_dead) as store:
         await store.list("user:x")
         await store.delete(SessionKey.for_user("x"))
-        for lane in (store._opened().light, store._opened().durable):
-            assert lane._connection is not None
-            lane._connection.set_trace_callback(statements.append)
+        for kind in (_READ, _STORE):
+            await store._run("check", kind, lambda link: link.set_trace_callback(statements.append))
         for tenant in ("acme", None):
             await store.list(None, tenant=tenant)
             await store.list(None, tenant=tenant, written_before=datetime.now(UTC))
@@ -278,3 +275,50 @@ async def test_a_file_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) 
         assert [item.key for item in (await store.list(None)).items] == [SessionKey.for_user("1")]
     with closing(sqlite3.connect(path)) as link:
         assert link.execute("PRAGMA user_version").fetchone() == (2,)
+
+
+@pytest.mark.asyncio
+async def test_a_window_that_was_read_before_is_what_the_file_says_now(tmp_path: Path) -> None:
+    """A process that remembers entries sees at once what another hides, deletes, or puts in their place."""
+    path = tmp_path / "convmem.db"
+
+    def entry(n: int, epoch: str, **fields: Any) -> Entry:
+        return Entry(f"e{n}", f"t{n}", "token", epoch, f'["{epoch}"]'.encode(), turns=n, **fields)
+
+    async with SQLiteStore(path) as ours, SQLiteStore(path) as theirs:
+
+        async def seen(**asked: Any) -> list[tuple[int, bytes]]:
+            return [(each.n, each.entry.body) for each in (await ours.load(KEY, **asked)).entries]
+
+        head = Head()
+        for n in (1, 2, 3, 4):
+            head = (await theirs.append(KEY, head, entry(n, "first"))).head
+            assert await seen() == [(m, b'["first"]') for m in range(1, n + 1)]
+        head = (await theirs.append(KEY, head, Entry("hide", "hide", "token", "first", kind=Kind.EDIT, hides=(2,), turns=3))).head
+        assert [n for n, _ in await seen()] == [1, 3, 4]
+        assert [n for n, _ in await seen(before=4, turns=1)] == [3]
+        await theirs.delete(KEY)
+        assert await seen() == []
+        head = Head(id=(await theirs.load(KEY)).head.id)
+        for n in (1, 2, 3):
+            head = (await theirs.append(KEY, head, entry(n, "second"))).head
+        assert await seen() == [(n, b'["second"]') for n in (1, 2, 3)]
+        with closing(sqlite3.connect(path)) as link, link:  # as a restored copy may have it
+            link.execute("UPDATE entry SET entry = 'another', body = x'5b5d' WHERE entry = 'e2'")
+        assert await seen() == [(1, b'["second"]'), (2, b"[]"), (3, b'["second"]')]
+
+
+@pytest.mark.asyncio
+async def test_what_a_process_remembers_of_its_conversations_is_bounded_and_goes_with_a_delete(tmp_path: Path) -> None:
+    """A worker that has served ten thousand conversations is not larger than one that has served a hundred."""
+    async with SQLiteStore(tmp_path / "convmem.db") as store:
+        for number in range(40):
+            entry = Entry("e", "t", "token", "epoch", b"[" + b" " * 500_000 + b"]", turns=1)
+            await store.append(SessionKey.for_user(number), Head(), entry)
+            for _ in range(2):
+                assert (await store.load(SessionKey.for_user(number), lease=Lease("token", timedelta(seconds=9)))).entries[0].entry == entry
+        remembered = await store._run("check", _BARE, lambda link: [len(stored.entry.body) for stored in link.seen.values()])
+        assert 1 <= len(remembered) <= 8
+        for number in range(40):
+            await store.delete(SessionKey.for_user(number))
+        assert await store._run("check", _BARE, lambda link: (len(link.seen), link.seen.room)) == (0, 4 * 2**20)

@@ -120,6 +120,12 @@ class PostgresServer:
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pid(self) -> int:
+        """The process that all others of it are children of."""
+        assert self._process is not None
+        return self._process.pid
+
     def url(self, database: str = "postgres", user: str = "postgres", query: str = "") -> str:
         """Return the URL of a database on it."""
         return f"postgresql://{user}@{HOST}:{self.port}/{database}{query}"

@@ -1,3 +1,3 @@
--- End the lease with this token. ARGV[1] token
+-- End the lease with this token. ARGV[1] the token
 let_go(ARGV[1])
 return 1

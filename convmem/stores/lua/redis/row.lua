@@ -1,48 +1,89 @@
 -- In front of every script that looks at a conversation: its row, whether its log is whole, and its lease, as of now.
 --
--- KEYS[1]  row, a hash: e epoch, i id of the newest entry, h "n turns start base updated expires", b when it was begun,
---          p pinned positions, m "when mark" of the newest delete, x the epochs that deletes ended,
---          t<digest> where a turn stands, v<chunk> which of 64 positions are out of sight, l the lease "taken until token"
+-- KEYS[1]  row, a hash, its first fields first, for a small hash is searched from its front:
+--          e  when it was begun, and the epoch
+--          h  the head: see HEAD; then the id of the newest entry and the pinned positions
+--          l  the lease: when it was taken, until when, the token; empty when it was given back
+--          m  when it was deleted last, and the mark; x the epochs that deletes ended, each with when
+--          t<turn>  where a turn stands; v<chunk>  which of 64 positions are out of sight
 -- KEYS[2]  log, a list: the entry at position n has index n - 1 - base
 --
 -- Two keys and no third: while a cluster moves a slot it answers a call only when all its keys are there, or none.
--- Times are microseconds since 1970 by the server's clock. Names (ids, tokens, turns, marks) come packed, as in redis_layout.py.
+-- Times are microseconds since 1970 by the server's clock. Names (ids, tokens, turns, marks, epochs) come packed, as in
+-- redis_layout.py; here '' is none.
 
+local call, byte, sub, pack, unpacked = redis.call, string.byte, string.sub, struct.pack, struct.unpack
 local row, log = KEYS[1], KEYS[2]
 local CHUNK = 64
 local TOMBSTONE_MS = 2592000000    -- TOMBSTONE_LIFE of stores/base.py
+local STORED = 8  -- where a stored entry begins, behind seven bytes of when
+local PLAIN = 16  -- of an entry's first byte: its turn, token and id are two UUIDs with a base64 between, without their tags
+local HEAD = '>BI7I7I4I4I4I4I4I4'
 
-local fields = redis.call('HMGET', row, 'e', 'i', 'h', 'p', 'm', 'x', 'l')
-local epoch, id, pinned, ended = fields[1] or '', fields[2] or '', fields[4] or '', fields[6] or ''
-local n, turns, start, base, updated, expires = 0, 0, 0, 0, 0, 0
-if fields[3] then
-  local numbers = {}
-  for number in string.gmatch(fields[3], '%d+') do numbers[#numbers + 1] = tonumber(number) end
-  n, turns, start, base, updated, expires = unpack(numbers)
-end
-local deleted, mark = 0, ''
-if fields[5] then
-  local space = string.find(fields[5], ' ', 1, true)
-  deleted, mark = tonumber(string.sub(fields[5], 1, space - 1)), string.sub(fields[5], space + 1)
+-- One packed name and where the next one begins.
+local function name(text, at)
+  local tag = byte(text, at)
+  if tag == 0 then return '', at + 1 end
+  local size = tag + 1
+  if tag >= 254 then size = 17
+  elseif tag == 253 then size = 3 + 256 * byte(text, at + 1) + byte(text, at + 2) end
+  return sub(text, at, at + size - 1), at + size
 end
 
-local length = redis.call('LLEN', log)
+local function number(text, at)
+  local result, scale = 0, 1
+  while true do
+    local digit = byte(text, at)
+    at = at + 1
+    if digit < 128 then return result + digit * scale, at end
+    result, scale = result + (digit - 128) * scale, scale * 128
+  end
+end
+
+-- The turn, the token and the id of an entry, and where its numbers stand: how many messages, how many turns, start.
+local function names(text, at)
+  if byte(text, at) >= PLAIN then
+    return '\255' .. sub(text, at + 1, at + 16), '\254' .. sub(text, at + 17, at + 32), '\255' .. sub(text, at + 33, at + 48), at + 49
+  end
+  local turn, token, entry
+  turn, at = name(text, at + 1)
+  token, at = name(text, at)
+  entry, at = name(text, at)
+  return turn, token, entry, at
+end
+
+local fields = call('HMGET', row, 'e', 'h', 'l')
+local length = call('LLEN', log)
+local epoch, begun, id, pinned = '', 0, '', ''
+local has_mark, updated, expires, n, turns, start, base = 0, 0, 0, 0, 0, 0, 0
+local veil, joined = 0, 0  -- the last position that is out of sight, and the last whose entry goes on with the turn of the one before
+local mark, deleted, ended = '', 0, ''
+if fields[1] then
+  begun = unpacked('>I7', fields[1])
+  epoch = sub(fields[1], 8)
+  local at
+  has_mark, updated, expires, n, turns, start, base, veil, joined, at = unpacked(HEAD, fields[2])
+  id, at = name(fields[2], at)
+  pinned = sub(fields[2], at)
+end
+if has_mark == 1 or not fields[1] then
+  local tomb = call('HMGET', row, 'm', 'x')
+  if tomb[1] then deleted, mark, ended = unpacked('>I7', tomb[1]), sub(tomb[1], 8), tomb[2] or '' end
+end
+
 local expired = expires > 0 and now >= expires
 local emptied = expired and length == 0
-local present = epoch ~= '' and (length == n - base or emptied)
 local last_epoch = epoch
-if not present then  -- nobody has written it, it was deleted, or the server evicted half of it
-  epoch, id, pinned, expired, emptied = '', '', '', false, false
-  n, turns, start, base, updated, expires = 0, 0, 0, 0, 0, 0
+if epoch ~= '' and length ~= n - base and not emptied then  -- the server evicted half of it
+  epoch, begun, id, pinned, expired = '', 0, '', '', false
+  updated, expires, n, turns, start, base, veil, joined = 0, 0, 0, 0, 0, 0, 0, 0
 end
 
 local held, taken, till = '', 0, 0
-local value = fields[7]
-if value then
-  local a = string.find(value, ' ', 1, true)
-  local b = string.find(value, ' ', a + 1, true)
-  taken, till = tonumber(string.sub(value, 1, a - 1)), tonumber(string.sub(value, a + 1, b - 1))
-  if now < till then held = string.sub(value, b + 1) end
+local lease = fields[3] or ''
+if lease ~= '' then
+  taken, till = unpacked('>I7I7', lease)
+  if now < till then held = sub(lease, 15) end
 end
 
 -- A lease need not survive a crash or a failover, so it costs neither replication nor a flush. Between these two only the
@@ -50,24 +91,35 @@ end
 local function quietly() if redis.set_repl then pcall(redis.set_repl, redis.REPL_NONE) end end
 local function aloud() if redis.set_repl then pcall(redis.set_repl, redis.REPL_ALL) end end
 
+local function write_lease(text)
+  quietly()
+  call('HSET', row, 'l', text)
+  aloud()
+end
+
 local function hold(token, term)
   if held ~= token then taken = now end
   held, till = token, now + term * 1000
-  quietly()
-  redis.call('HSET', row, 'l', string.format('%.0f %.0f ', taken, till) .. token)
-  if not fields[3] and not fields[5] then redis.call('PEXPIRE', row, term) end
-  aloud()
-end
-
-local function drop_lease()
-  quietly()
-  redis.call('HDEL', row, 'l')
-  aloud()
-  held = ''
+  lease = pack('>I7I7', taken, till) .. token
+  write_lease(lease)
+  if not fields[1] and mark == '' then
+    quietly()
+    call('PEXPIRE', row, term)
+    aloud()
+  end
 end
 
 local function let_go(token)
-  if held == token and token ~= '' then drop_lease() end
+  if held ~= token or token == '' then return end
+  held = ''
+  if fields[1] or mark ~= '' then return write_lease('') end
+  quietly()
+  call('HDEL', row, 'l')
+  aloud()
+end
+
+local function write_head()
+  return pack(HEAD, mark ~= '' and 1 or 0, updated, expires, n, turns, start, base, veil, joined) .. id .. pinned
 end
 
 local function same(other_epoch, other_n, other_id)
@@ -75,92 +127,72 @@ local function same(other_epoch, other_n, other_id)
   return other_epoch == epoch and other_n == n and other_id == id
 end
 
--- One packed name of an entry and where the next one begins.
-local function name(text, at)
-  local tag = string.byte(text, at)
-  local size = tag + 1
-  if tag >= 254 then size = 17
-  elseif tag == 253 then size = 3 + 256 * string.byte(text, at + 1) + string.byte(text, at + 2) end
-  return string.sub(text, at, at + size - 1), at + size
-end
-
-local function number(text, at)
-  local result, scale = 0, 1
-  while true do
-    local byte = string.byte(text, at)
-    at = at + 1
-    if byte < 128 then return result + byte * scale, at end
-    result, scale = result + (byte - 128) * scale, scale * 128
+local function has_ended(life)
+  local at, one = 1, ''
+  while at <= #ended do
+    one, at = name(ended, at)
+    if one == life then return true end
+    at = at + 7
   end
-end
-
--- What a script needs to know of an entry: how many messages, its turn, its token, its id. `at` is where the count stands.
-local function header(text, at)
-  local count, turn, token, entry
-  count, at = number(text, at)
-  turn, at = name(text, at)
-  token, at = name(text, at)
-  entry = name(text, at)
-  return count, turn, token, entry
-end
-local STORED = 8  -- in front of a stored entry: seven bytes of when
-
--- The first two of these, which a window needs of each of its entries.
-local function count_and_turn(text)
-  local count, tag = string.byte(text, STORED, STORED + 1)
-  if count < 128 and tag >= 254 then return count, string.sub(text, STORED + 1, STORED + 17) end
-  local long, turn = header(text, STORED)
-  return long, turn
+  return false
 end
 
 local function entry_at(position)
   if position <= base or position > n or emptied then return false end
-  return redis.call('LINDEX', log, position - 1 - base)
+  return call('LINDEX', log, position - 1 - base)
 end
 
 local function id_at(position)
   if position == n and n > 0 then return id end
   local text = entry_at(position)
   if not text then return nil end
-  local _, _, _, entry = header(text, STORED)
+  local _, _, entry = names(text, STORED)
   return entry
 end
 
 local chunks = {}
 local function chunk_of(position) return math.floor((position - 1) / CHUNK) end
 local function chunk(c)  -- 64 characters, 1 for out of sight; false when all are in sight
-  if chunks[c] == nil then chunks[c] = epoch ~= '' and redis.call('HGET', row, 'v' .. c) end
+  if chunks[c] == nil then chunks[c] = veil > c * CHUNK and call('HGET', row, 'v' .. c) end
   return chunks[c]
 end
 local function hidden(position)
+  if position > veil then return false end
   local c = chunk_of(position)
   local bits = chunk(c)
-  return bits and string.byte(bits, position - c * CHUNK) == 49
+  return bits and byte(bits, position - c * CHUNK) == 49
 end
 local function hide(position)
   local c = chunk_of(position)
   local bits = chunk(c) or string.rep('0', CHUNK)
   local i = position - c * CHUNK
-  chunks[c] = string.sub(bits, 1, i - 1) .. '1' .. string.sub(bits, i + 1)
+  chunks[c] = sub(bits, 1, i - 1) .. '1' .. sub(bits, i + 1)
+  veil = math.max(veil, position)
   return c
 end
 local function shown(position) return position > start and position > base and not hidden(position) end
 
--- Where the newest attempt at a turn stands: first and last position, and whether it is closed; nil when there is none.
+-- The field of a turn: a long name is digested, so that it costs no more than a short one.
+local function field_of(turn) return 't' .. (#turn <= 17 and turn or redis.sha1hex(turn)) end
+
+-- Where the newest attempt at a turn stands: first and last position, whether it is closed, its token; nil when there is none.
 -- "last * 2 + closed", with "first:" in front when there are several.
-local function attempt(field, turn)
-  if epoch == '' then return nil end
-  local text = redis.call('HGET', row, field)
+local function attempt(turn)
+  local text = epoch ~= '' and call('HGET', row, field_of(turn))
   if not text then return nil end
   local colon = string.find(text, ':', 1, true)
-  local code = tonumber(colon and string.sub(text, colon + 1) or text)
+  local code = tonumber(colon and sub(text, colon + 1) or text)
   local last, closed = math.floor(code / 2), code % 2 == 1
-  local first = colon and tonumber(string.sub(text, 1, colon - 1)) or last
+  local first = colon and tonumber(sub(text, 1, colon - 1)) or last
   local entry = entry_at(last)
   if not entry then return first, last, closed, '' end
-  local _, its_turn, token = header(entry, STORED)
+  local its_turn, token = names(entry, STORED)
   if its_turn ~= turn then return nil end  -- another turn with the same digest
   return first, last, closed, token
 end
 
-local function head() return {epoch, id, string.format('%d %d %d', n, turns, start), pinned, mark} end
+-- "n turns start", epoch and id, or for an absent conversation none and the newest mark, and the pinned positions.
+local function head()
+  if epoch == '' then return pack('>I4I4I4', 0, 0, 0) .. '\0' .. (mark == '' and '\0' or mark) end
+  return pack('>I4I4I4', n, turns, start) .. epoch .. id .. pinned
+end
