@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from convmem.access import (
         conversations as conversations,
         current_conversation as current_conversation,
+        fork as fork,
         get_conversation as get_conversation,
         new_session_id as new_session_id,
         open_conversation as open_conversation,
+        read_conversation as read_conversation,
     )
     from convmem.config import Settings as Settings, open_store as open_store
     from convmem.conversation import Conversation as Conversation
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
         StoreUnavailable as StoreUnavailable,
         TurnClosed as TurnClosed,
         UnknownConversation as UnknownConversation,
+        UnknownRevision as UnknownRevision,
         VisitorTooLate as VisitorTooLate,
     )
     from convmem.export import (
@@ -88,6 +91,7 @@ if TYPE_CHECKING:
         ToolCall as ToolCall,
     )
     from convmem.middleware import ConversationMiddleware as ConversationMiddleware
+    from convmem.rests import rest_of as rest_of, with_rest as with_rest
     from convmem.sight import Said as Said
     from convmem.sources.base import LeftOut as LeftOut
     from convmem.stores.base import Store as Store
@@ -98,7 +102,15 @@ if TYPE_CHECKING:
     from convmem.windows import Window as Window
 
 _HOMES = {
-    "convmem.access": ("conversations", "current_conversation", "get_conversation", "new_session_id", "open_conversation"),
+    "convmem.access": (
+        "conversations",
+        "current_conversation",
+        "fork",
+        "get_conversation",
+        "new_session_id",
+        "open_conversation",
+        "read_conversation",
+    ),
     "convmem.config": ("Settings", "open_store"),
     "convmem.conversation": ("Conversation",),
     "convmem.exceptions": (
@@ -129,6 +141,7 @@ _HOMES = {
         "StoreUnavailable",
         "TurnClosed",
         "UnknownConversation",
+        "UnknownRevision",
         "VisitorTooLate",
     ),
     "convmem.export": ("export_conversation", "export_owner", "export_tenant"),
@@ -151,6 +164,7 @@ _HOMES = {
         "ToolCall",
     ),
     "convmem.middleware": ("ConversationMiddleware",),
+    "convmem.rests": ("rest_of", "with_rest"),
     "convmem.sight": ("Said",),
     "convmem.sources.base": ("LeftOut",),
     "convmem.stores.base": ("Store",),

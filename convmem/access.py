@@ -8,11 +8,12 @@ from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 
 from starlette.requests import HTTPConnection
 
+from convmem import forks
 from convmem.config import Settings
 from convmem.connection import SCOPE_KEY
 from convmem.context import current, work_around
 from convmem.conversation import Conversation, work_of
-from convmem.exceptions import ConfigurationError, ConversationBusy, NoConversation
+from convmem.exceptions import ConfigurationError, ConversationBusy, HistoryExpired, HistoryLost, NoConversation
 from convmem.idempotency import turn_of_job
 from convmem.identity import KeyRing, new_session_id as _new_session_id
 from convmem.keys import SessionKey
@@ -115,6 +116,31 @@ async def open_conversation(
             current.reset(before)
 
 
+@asynccontextmanager
+async def read_conversation(key: SessionKey, *, store: Store | None = None) -> AsyncGenerator[Conversation, None]:
+    """Load a conversation only to read it: no turn, no lease, and nobody is waited for. Appending raises `TurnClosed`.
+
+    Args:
+        key: The conversation.
+        store: As in `open_conversation`.
+
+    Raises:
+        HistoryLost: The store lost what it had acknowledged; said once.
+        HistoryExpired: The history outlived its TTL; the same.
+        StoreUnavailable: The store did not answer.
+    """
+    async with _ledger(store) as ledger:
+        turn = Turn(ledger, key)
+        with _noting(work_around()):
+            try:
+                await turn.look()
+            except (HistoryLost, HistoryExpired):
+                ledger.evidence.forget(key)
+                raise
+        turn.stay_closed()
+        yield Conversation(Work(ledger, turn))
+
+
 async def conversations(owner: str, *, tenant: str = "", store: Store | None = None, after: str | None = None, limit: int = 50) -> Page:
     """Return an owner's conversations, the last written first; for a visitor as for a user.
 
@@ -155,6 +181,34 @@ def new_session_id(owner: str, *, tenant: str = "") -> str:
         msg = "CONVMEM_CLIENT_IDS is issued and the signing key is in the store; outside a request, set CONVMEM_SECRET_KEY."
         raise ConfigurationError(msg)
     return _new_session_id(owner, tenant, keyring=KeyRing(settings.signing_keys) if issued else None, issued=issued)
+
+
+async def fork(key: SessionKey, at: str | int | None = None, *, session_id: str | None = None, store: Store | None = None) -> SessionKey:
+    """Copy a conversation, up to a place, into a new one of the same owner; return the address of the copy.
+
+    The copy shows what the source showed at that place: an edit or a retry that came later is no part of it, and what an edit had
+    hidden by then is hidden. From then on neither knows of the other. A turn that is still running is left out; another one may
+    go on meanwhile. What reads as interrupted in the source does so in the copy.
+
+    Args:
+        key: The source.
+        at: What `Conversation.revision` was at that place, or the position of its last entry; None: all of it.
+        session_id: Of the copy; None: a fresh one. With one and with `at`, a fork that is repeated makes no second copy.
+        store: As in `open_conversation`.
+
+    Raises:
+        UnknownConversation: There is nothing at `key`.
+        UnknownRevision: It has no such place, or what was there was cleared since.
+        ConversationConflict: `session_id` is the id of something else.
+        ConversationGone: The source was deleted meanwhile.
+        InvalidIdentity: `session_id` is no session id.
+        StoreUnavailable: The store did not answer. A copy that was begun is taken away again, as far as the store can be reached.
+    """
+    async with _ledger(store) as ledger:
+        with _noting(work_around()):
+            copy = SessionKey(key.owner, session_id or new_session_id(key.owner, tenant=key.tenant), key.tenant)
+            await forks.copy(ledger.store, key, copy, at, ttl=ledger.rules.ttl)
+            return copy
 
 
 _MOST_LISTED = 1000

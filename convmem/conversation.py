@@ -86,16 +86,32 @@ class Conversation:
         """What this turn appended, in order, stored or not, without what it hid again."""
         return edited([self._work.used.said])[0]
 
-    async def history(self) -> list[Message]:
+    async def history(self, *, limit: int | None = None) -> list[Message]:
         """Return every message in sight from the first on, whatever the window: for an export, or to search what was archived.
 
         One read of the store, at a cost that grows with the conversation. Unlike `messages` it is what was said, and not made
         valid for a model.
 
+        Args:
+            limit: At most so many messages, the newest, at a cost that grows with their number; none where enough is loaded.
+
         Raises:
             StoreUnavailable: The store did not answer.
         """
-        return list((await self.all_said()).messages)
+        if limit is None:
+            return list((await self.all_said()).messages)
+        with self._work.reporting():
+            turn = self._work.used
+            log, size = turn.log, max(1, limit)
+            while True:
+                decoded = turn.decoded(log)
+                elsewhere = {item.id for item in decoded.pinned if isinstance(item, Message)}
+                in_sight = decoded.said([] if turn.replayed else turn.said).messages
+                newest = [message for message in in_sight if message.id not in elsewhere]
+                if len(newest) >= limit or log.size >= log.head.turns:
+                    return newest[-limit:] if limit else []
+                size *= 2
+                log = await turn.read(messages=size)
 
     @property
     def said(self) -> Said:

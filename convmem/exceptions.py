@@ -218,11 +218,19 @@ class ForeignOrigin(CrossSite):
 
 
 class UnknownConversation(ConvmemError):
-    """The id was not handed out to this owner; missing and foreign are the same answer."""
+    """The id was not handed out to this owner, or nothing is stored at that address; missing and foreign are the same answer."""
 
     status = 404
     code = "unknown_conversation"
     title = "There is no such conversation"
+
+
+class UnknownRevision(ConvmemError):
+    """The conversation has no such place: the revision is of another one or of an earlier life, or what stood there was cleared."""
+
+    status = 404
+    code = "unknown_revision"
+    title = "The conversation has no such place"
 
 
 class LimitExceeded(ConvmemError):

@@ -21,6 +21,7 @@ import asyncio
 import json
 from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from tempfile import SpooledTemporaryFile
@@ -31,12 +32,9 @@ from convmem.keys import SessionKey
 from convmem.messages import Message, decode_body
 from convmem.sources.exports import FORMAT, encoded
 from convmem.stores.base import Head, Listed, LoadedTurn, Log, Store
-from convmem.walks import each, patiently
+from convmem.walks import each, newest_first, patiently
 
 _IN_MEMORY = 8 * 2**20
-_PAGE_BYTES = 2 * 2**20
-_FIRST_PAGE = 8
-_LARGEST_PAGE = 100
 _TRIES = 3
 
 
@@ -189,20 +187,14 @@ async def _read_paged(store: Store, key: SessionKey, pages: _Pages) -> _Reading 
     """Return the conversation, read a page at a time from its end; None when its head moved on the way."""
     pages.clear()
     head: Head | None = None
-    before: int | None = None
-    turns, counts = _FIRST_PAGE, _Counts()
-    while True:
-        size, end = turns, before
-        log = await patiently(lambda: store.load(key, turns=size, before=end))  # noqa: B023 - called at once
-        if head is not None and not _living(log).same(head):
-            return None
-        head = _living(log)
-        lines = _encoded(log, counts)
-        await pages.put(lines)
-        if log.size < size:
-            return _Reading(head, pages, counts)
-        before = log.entries[0].n
-        turns = max(1, min(_LARGEST_PAGE, turns * 2, turns * _PAGE_BYTES // len(lines)))
+    counts = _Counts()
+    async with aclosing(newest_first(store, key)) as logs:
+        async for log in logs:
+            if head is not None and not _living(log).same(head):
+                return None
+            head = _living(log)
+            await pages.put(_encoded(log, counts))
+    return _Reading(head or Head(), pages, counts)
 
 
 def _living(log: Log) -> Head:

@@ -452,9 +452,13 @@ class Turn:
     def _decode(self, log: Log) -> Decoded:
         return decode(log, without=self.id, key=self.key)
 
-    async def read(self) -> Log:
-        """Return the whole log as it is now, whatever the window; this turn stands where it stood."""
-        return self.log if self._kept_nowhere else await self.ledger.store.load(self.key)
+    async def read(self, *, messages: int | None = None) -> Log:
+        """Return the log as it is now, whatever the window; this turn stands where it stood.
+
+        Args:
+            messages: Only as many turns as hold so many; None: all.
+        """
+        return self.log if self._kept_nowhere else await self.ledger.store.load(self.key, messages=messages)
 
     def _judge(self, claimed: Head | None) -> None:
         error = self.ledger.evidence.against(self.key, self.log, self._known, claimed)

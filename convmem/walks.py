@@ -1,4 +1,4 @@
-"""Going through many conversations: an owner's, a tenant's or all of them, page by page, patiently."""
+"""Going through many conversations, or through one that is long: page by page, patiently."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from hashlib import blake2b
 from typing import TypeVar
 
 from convmem.exceptions import StoreUnavailable
-from convmem.stores.base import Listed, Store
+from convmem.keys import SessionKey
+from convmem.stores.base import Listed, Log, Store
 
 T = TypeVar("T")
 
@@ -17,6 +18,9 @@ PAUSES = (0.05, 0.2, 0.5, 2.0)
 """Seconds between the tries of a call the store does not answer: a job of minutes outlives a restart of seconds."""
 _PAGE = 200
 _PASSES = 5
+_PAGE_BYTES = 2 * 2**20
+_FIRST_PAGE = 8
+_LARGEST_PAGE = 100
 
 
 async def patiently(call: Callable[[], Awaitable[T]]) -> T:
@@ -61,3 +65,25 @@ async def each(store: Store, owner: str | None, tenant: str) -> AsyncGenerator[L
                     yield item
         if owner is None or len(seen) == before:  # a walk over several owners leaves nothing out
             return
+
+
+async def newest_first(store: Store, key: SessionKey, *, before: int | None = None) -> AsyncGenerator[Log, None]:
+    """Yield a conversation from its end on, page after page, at least one; a page has more turns the smaller they are.
+
+    Each is of its own moment: whoever needs one moment compares their heads.
+
+    Args:
+        store: Where it is.
+        key: The conversation.
+        before: Only what stands before this position; None: all of it.
+    """
+    turns = _FIRST_PAGE
+    while True:
+        size, end = turns, before
+        log = await patiently(lambda: store.load(key, turns=size, before=end))  # noqa: B023 - called at once
+        yield log
+        if log.size < size:
+            return
+        before = log.entries[0].n
+        read = sum(len(stored.entry.body) for stored in log.entries) + 1
+        turns = max(1, min(_LARGEST_PAGE, turns * 2, turns * _PAGE_BYTES // read))

@@ -56,7 +56,8 @@ def main():
         told = subprocess.run([command(plain), "demo"], cwd=outside, env=clean(), capture_output=True, text=True, check=False)
         assert told.returncode == 2, told
         assert 'pip install "convmem[demo]"' in told.stderr, told.stderr
-        for package, extra in (("convmem_llamaindex", "llamaindex"), ("convmem_openai_agents", "openai-agents")):
+        extras = {"convmem_llamaindex": "llamaindex", "convmem_openai_agents": "openai-agents", "convmem_pydantic_ai": "pydantic-ai"}
+        for package, extra in extras.items():
             told = subprocess.run(
                 [str(plain), "-c", f"import {package}"], cwd=outside, env=clean(), capture_output=True, text=True, check=False
             )

@@ -21,6 +21,7 @@ from convmem import (
     get_conversation,
     new_session_id,
     open_conversation,
+    read_conversation,
 )
 from convmem.stores.memory import MemoryStore
 from tests import asgi_client
@@ -315,3 +316,37 @@ async def test_only_in_a_thread_the_missing_conversation_may_be_a_lost_context()
     assert "asyncio.to_thread" not in str(on_the_loop.value)
     with pytest.raises(NoConversation, match=r"No conversation here.*asyncio\.to_thread"):
         await asyncio.get_running_loop().run_in_executor(None, current_conversation)
+
+
+async def test_a_conversation_is_read_without_a_turn(memory_world):
+    """A list beside a chat is shown while the chat is being answered; what is read is not to be written."""
+    store = memory_world.store
+    async with open_conversation(ADA, store=store) as running:
+        running.append(Message.user("one"))
+        await running.save()
+        async with read_conversation(ADA, store=store) as conversation:
+            assert [message.text for message in conversation.messages] == ["one"]
+            assert (conversation.busy, conversation.closed, conversation.total_turns) == (True, True, 1)
+            assert [message.text for message in await conversation.history()] == ["one"]
+            with pytest.raises(TurnClosed):
+                conversation.append(Message.user("two"))
+            with pytest.raises(TurnClosed):
+                await conversation.clear()
+            assert current_conversation() is running
+    assert await memory_world.texts() == ["user: one"]
+
+
+async def test_a_loss_is_reported_to_a_reader_once(memory_world):
+    """As to everybody else: the next look starts from what is there."""
+
+    async def handler(request):
+        async with open_conversation(SessionKey.for_user("bob")) as other:
+            other.append(Message.user("x"))
+        memory_world.store.store = MemoryStore()
+        with pytest.raises(HistoryLost):
+            async with read_conversation(SessionKey.for_user("bob")):
+                pass
+        async with read_conversation(SessionKey.for_user("bob")) as other:
+            return JSONResponse(other.is_new)
+
+    assert (await memory_world.serve(app_of(handler)).get()).data is True

@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from convmem import Conversation, Edit, InvalidMessage, MemoryStore, Message, SessionKey, SQLiteStore, Store, open_conversation
 from convmem.messages import decode_body, decode_messages, encode_edit, encode_message, encode_messages
+from convmem.testing import CountedStore
 
 KEY = SessionKey.for_user("42")
 pytestmark = pytest.mark.asyncio
@@ -191,3 +192,20 @@ async def test_two_calls_may_have_the_same_result(store):
         conversation.append(*(Message.tool("rain", tool_call_id=name) for name in ("c1", "c2")))
         with pytest.warns(UserWarning, match="appended twice"):
             conversation.append(Message.tool("rain", tool_call_id="c1"))
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 5, 60, 119, 121])
+async def test_the_end_of_a_history_is_read_without_the_rest(store, limit):
+    """What is loaded is not read again, and what is not costs as much as is asked for, also where much of it is hidden."""
+    said = [Message.user(f"{i:03}") for i in range(120)]
+    for message in said[:-1]:
+        await say(store, message)
+    await say(store, said[-1], *[Message.assistant(f"hidden {i}", id=f"h{i}") for i in range(90)])
+    async with open_conversation(KEY, store=store) as conversation:
+        conversation.edit(Edit(action="hide", ids=tuple(f"h{i}" for i in range(90))))
+    counted = CountedStore(store)
+    async with open_conversation(KEY, store=counted) as conversation:
+        conversation.append(Message.assistant("present"))
+        history = await conversation.history(limit=limit)
+        assert [message.text for message in history] == [*(message.text for message in said), "present"][-limit or 200 :]
+    assert (counted.calls["load"] > 1) == (limit > 50)

@@ -4,7 +4,7 @@ An item is a piece of what the Responses API takes as input: a message, a though
 two results is one assistant message, however many items it came in, so that calls made together stand together, as the message formats
 of other APIs demand; every other item is a message of its own. Only what has no neutral form is kept in ``extras["openai_agents"]``:
 
-- ``items``: what each item has beyond what is written from the message (`_rest`), or a whole item that has no neutral form;
+- ``items``: what each item has beyond what is written from the message (`rest_of`), or a whole item that has no neutral form;
 - ``layout``: which item has what of the message, where it cannot be seen from the message itself;
 - ``calls``: the ids of all calls, because a window leaves some out of the message.
 
@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
 from typing import Any, TypeAlias, cast
 
 from agents import TResponseInputItem
 
-from convmem import ImagePart, InvalidMessage, Message, Part, ReasoningPart, Role, TextPart, ToolCall
+from convmem import ImagePart, InvalidMessage, Message, Part, ReasoningPart, Role, TextPart, ToolCall, rest_of, with_rest
 
 from ._blocks import to_block, to_part, url_of
-from ._rest import copied, rest_of, with_rest
 
 Item: TypeAlias = dict[str, Any]
 Slot: TypeAlias = list[Any]
@@ -336,7 +336,7 @@ def _written_thought(part: ReasoningPart) -> Item:
 
 def _written_call(call: ToolCall, form: list[str]) -> Item:
     if form == ["own"]:
-        return {"type": call.name, "call_id": call.id, **copied(call.arguments if isinstance(call.arguments, dict) else {})}
+        return {"type": call.name, "call_id": call.id, **deepcopy(call.arguments if isinstance(call.arguments, dict) else {})}
     if form == ["custom"]:
         return {"type": "custom_tool_call", "call_id": call.id, "name": call.name, "input": call.arguments}
     given = call.arguments

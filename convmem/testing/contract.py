@@ -12,6 +12,7 @@ from convmem.testing.clauses.addressing import AddressingClauses
 from convmem.testing.clauses.appending import AppendingClauses, OutcomeOrderClauses
 from convmem.testing.clauses.deleting import DeletingClauses
 from convmem.testing.clauses.expiring import ExpiringClauses
+from convmem.testing.clauses.forking import ForkingClauses
 from convmem.testing.clauses.leasing import LeasingClauses
 from convmem.testing.clauses.listing import ListingClauses
 from convmem.testing.clauses.reading import ReadingClauses
@@ -30,6 +31,7 @@ class StoreContract(
     DeletingClauses,
     ExpiringClauses,
     ListingClauses,
+    ForkingClauses,
     ServingClauses,
 ):
     """Every promise of `convmem.stores.base`, one test each. A store that passes may stand behind the middleware.

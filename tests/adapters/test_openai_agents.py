@@ -25,7 +25,6 @@ from convmem import (
     ReasoningPart,
     SessionKey,
     Settings,
-    SQLiteStore,
     StoreUnavailable,
     TextPart,
     from_callable,
@@ -37,6 +36,7 @@ from convmem_openai_agents import ConversationSession, from_items, stream_answer
 from tests.asgi_client import world as world  # noqa: PLC0414 - a fixture
 
 from .openai_corpus import MESSAGES, REFUSED, answer, call, output_text, result, thought, user
+from .stores import backend as backend  # noqa: PLC0414 - a fixture
 
 ADA = SessionKey.for_user("ada")
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,11 +55,9 @@ class Store(CountedStore):
         return await super().append(*args, **options)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def store(request, tmp_path):
-    backend = MemoryStore() if request.param == "memory" else SQLiteStore(tmp_path / "conversations.db")
-    yield Store(backend)
-    asyncio.run(backend.aclose())
+@pytest.fixture
+def store(backend):
+    return Store(backend)
 
 
 @function_tool

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,20 +17,23 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock, ToolCallBlock
 from llama_index.core.llms.mock import MockFunctionCallingLLM
+from pydantic_ai import Agent as PydanticAgent, messages as pydantic_ai
+from pydantic_ai.models.function import FunctionModel
 
 from convmem import (
     ConversationMiddleware,
-    MemoryStore,
     Message,
     SessionKey,
     Settings,
-    SQLiteStore,
     from_callable,
     open_conversation,
 )
 from convmem_langchain import ConversationSaver, MemoryMiddleware, current_thread, from_langchain, to_langchain
 from convmem_llamaindex import from_llamaindex, memory_for, to_llamaindex
 from convmem_openai_agents import ConversationSession, from_items, to_items
+from convmem_pydantic_ai import ask, from_model_messages, keep, to_model_messages
+
+from .stores import backend as backend  # noqa: PLC0414 - a fixture
 
 # the workflows below LlamaIndex's agents look at every attribute of an agent, deprecated ones of pydantic too
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20", "ignore::pydantic.PydanticDeprecatedSince211")
@@ -104,6 +107,24 @@ def in_openai_agents(items: Sequence[Any]) -> list[Said]:
             case {"role": role, "content": blocks}:
                 images = tuple(b64decode(block["image_url"].partition(",")[2]) for block in blocks if block["type"] == "input_image")
                 said.append(Said(role, "".join(block.get("text", "") for block in blocks), images=images))
+    return said
+
+
+def in_pydantic_ai(messages: Sequence[Any]) -> list[Said]:
+    """Read messages with what Pydantic AI has for that."""
+    said: list[Said] = []
+    for message in messages:
+        if message.kind == "response":
+            calls = tuple((call.tool_call_id, call.tool_name, call.args_as_dict()) for call in message.tool_calls)
+            said.append(Said("assistant", message.text or "", calls))
+            continue
+        for part in message.parts:
+            if part.part_kind == "tool-return":
+                said.append(Said("tool", part.model_response_str(), answers=part.tool_call_id))
+                continue
+            content = [part.content] if isinstance(part.content, str) else part.content
+            images = tuple(item.data for item in content if isinstance(item, pydantic_ai.BinaryImage))
+            said.append(Said("user", "".join(item for item in content if isinstance(item, str)), images=images))
     return said
 
 
@@ -203,19 +224,49 @@ class OpenAIAgents:
         return in_openai_agents(self.seen[-1])
 
 
+class PydanticAI:
+    """An app's route with an agent of Pydantic AI's."""
+
+    def __init__(self) -> None:
+        """Begin with nothing seen."""
+        self.seen: list[list[Any]] = []
+        self.wrote: list[list[Any]] = []
+
+    async def chat(self, name: str) -> str:
+        def said(messages, info):
+            self.seen.append(list(messages))
+            if messages[-1].parts[0].part_kind == "tool-return":
+                return pydantic_ai.ModelResponse([pydantic_ai.TextPart(f"A cat: {name}.", id="m1", provider_name="a provider")])
+            call = pydantic_ai.ToolCallPart("look", json.dumps({"at": name}), f"call-{name}")
+            return pydantic_ai.ModelResponse([call], finish_reason="tool_call")
+
+        image = pydantic_ai.BinaryImage(picture(name), media_type="image/png", vendor_metadata={"detail": "low"})
+        history = await ask([f"What is {name}?", image])
+        result = await PydanticAgent(FunctionModel(said), tools=[look], instructions="Look.").run(message_history=history)
+        keep(result)
+        self.wrote.append([history[-1], *result.new_messages()])
+        return result.output
+
+    def saw(self) -> list[Said]:
+        """Return what the model was sent, the last time."""
+        return in_pydantic_ai(self.seen[-1])
+
+
 class App:
     """An app with a route for each framework, and one that uses two within a turn; its one user is Ada."""
 
     def __init__(self, store) -> None:
         """Make the app."""
         self.store = store
-        self.langchain, self.llamaindex, self.openai_agents, self.langgraph = LangChain(), LlamaIndex(), OpenAIAgents(), LangGraph()
+        self.langchain, self.llamaindex, self.openai_agents = LangChain(), LlamaIndex(), OpenAIAgents()
+        self.pydantic_ai, self.langgraph = PydanticAI(), LangGraph()
         app = FastAPI()
         settings = Settings({}, secret_key="a secret key of thirty-two bytes")
         app.add_middleware(ConversationMiddleware, store=store, settings=settings, resolvers=[from_callable(lambda scope: "ada")])
         app.post("/langchain")(self.langchain.chat)
         app.post("/llamaindex")(self.llamaindex.chat)
         app.post("/openai_agents")(self.openai_agents.chat)
+        app.post("/pydantic_ai")(self.pydantic_ai.chat)
         app.post("/langgraph")(self.langgraph.chat)
         app.post("/both")(self.both)
         self.http = TestClient(app)
@@ -245,11 +296,9 @@ class App:
         return asyncio.run(read())
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def app(request, tmp_path):
-    store = MemoryStore() if request.param == "memory" else SQLiteStore(tmp_path / "conversations.db")
-    yield App(store)
-    asyncio.run(store.aclose())
+@pytest.fixture
+def app(backend):
+    return App(backend)
 
 
 def assert_a_model_takes(messages: Sequence[Said]) -> None:
@@ -266,8 +315,10 @@ def assert_a_model_takes(messages: Sequence[Said]) -> None:
 
 
 both_ways = pytest.mark.parametrize("first", ["langchain", "llamaindex"])
+on_a_laptop = pytest.mark.parametrize("backend", ["memory", "sqlite"], indirect=True)
 
 
+@on_a_laptop
 @both_ways
 def test_each_framework_sees_everything_the_other_wrote(first, app):
     """Text, pictures byte by byte, calls with id, name and arguments, and results: to the model nothing has changed hands."""
@@ -278,6 +329,7 @@ def test_each_framework_sees_everything_the_other_wrote(first, app):
         assert getattr(app, framework).saw() == everything[:-1]  # all but its answer
 
 
+@on_a_laptop
 @both_ways
 def test_each_message_comes_back_equal_to_the_framework_that_wrote_it(first, app):
     """What only one of them has words for (a model's metadata, an image's detail) outlives the turns of the other."""
@@ -290,6 +342,7 @@ def test_each_message_comes_back_equal_to_the_framework_that_wrote_it(first, app
     assert [to_llamaindex(messages) for messages in theirs] == app.llamaindex.wrote
 
 
+@on_a_laptop
 @both_ways
 def test_what_every_model_was_sent_is_valid(first, app):
     """A provider refuses a list that does not begin with a question, or has a call without its result."""
@@ -301,6 +354,7 @@ def test_what_every_model_was_sent_is_valid(first, app):
         assert_a_model_takes([in_llamaindex(message) for message in seen])
 
 
+@on_a_laptop
 @both_ways
 def test_nothing_is_stored_twice_and_nothing_changes_when_the_other_reads_it(first, app):
     """An agent that is handed a history must not write it again as its own."""
@@ -311,6 +365,7 @@ def test_nothing_is_stored_twice_and_nothing_changes_when_the_other_reads_it(fir
     assert turns == 4
 
 
+@on_a_laptop
 def test_one_turn_may_hold_both(app):
     """An app that retrieves with one and answers with the other has one turn, and each sees what the other just did."""
     app.ask("both", "a")
@@ -326,6 +381,7 @@ def test_one_turn_may_hold_both(app):
     assert app.llamaindex.saw() == [*everything, *turn("b")[:-1]]
 
 
+@on_a_laptop
 def test_a_message_passed_through_the_other_framework_still_says_the_same(app):
     """Code that takes LangChain's messages and returns LlamaIndex's, or the other way round, loses no call and no picture."""
     app.ask("both", "a")
@@ -335,23 +391,50 @@ def test_a_message_passed_through_the_other_framework_still_says_the_same(app):
     assert [in_llamaindex(to_llamaindex(from_langchain(to_langchain(message)))) for message in messages] == everything
 
 
-@pytest.mark.parametrize("first", [0, 1, 2, 3])
+FRAMEWORKS = ("langchain", "llamaindex", "openai_agents", "pydantic_ai", "langgraph")
+WROTE: dict[str, Callable[[list[Message]], Any]] = {
+    "langchain": to_langchain,
+    "llamaindex": to_llamaindex,
+    "openai_agents": to_items,
+    "pydantic_ai": to_model_messages,
+    "langgraph": to_langchain,
+}
+READ: dict[str, Callable[[list[Message]], list[Said]]] = {
+    "langchain": lambda messages: [in_langchain(message) for message in to_langchain(messages)],
+    "llamaindex": lambda messages: [in_llamaindex(message) for message in to_llamaindex(messages)],
+    "openai_agents": lambda messages: in_openai_agents(to_items(messages)),
+    "pydantic_ai": lambda messages: in_pydantic_ai(to_model_messages(messages)),
+    "langgraph": lambda messages: [in_langchain(message) for message in to_langchain(messages)],
+}
+PASSED: dict[str, Callable[[list[Message]], list[Message]]] = {
+    "langchain": lambda messages: from_langchain(to_langchain(messages)),
+    "llamaindex": lambda messages: from_llamaindex(to_llamaindex(messages)),
+    "openai_agents": lambda messages: from_items(to_items(messages)),
+    "pydantic_ai": lambda messages: from_model_messages(to_model_messages(messages)),
+    "langgraph": lambda messages: from_langchain(to_langchain(messages)),
+}
+
+
+@pytest.mark.parametrize(
+    ("backend", "first"),
+    [*(("memory", first) for first in range(5)), *((store, first) for store in ("sqlite", "redis", "postgresql") for first in (0, 3))],
+    indirect=["backend"],
+)
 def test_a_conversation_goes_through_all_frameworks_and_back(first, app):
     """Whoever begins: each model is sent all that was said, its own messages come back equal, and nothing is stored twice."""
-    routes = ["langchain", "llamaindex", "openai_agents", "langgraph"]
-    routes = [*routes[first:], *routes[:first], routes[first]]
-    for route, name in zip(routes, "abcde", strict=True):
+    routes = [*FRAMEWORKS[first:], *FRAMEWORKS[:first], FRAMEWORKS[first]]
+    names = "abcdef"
+    for i, (route, name) in enumerate(zip(routes, names, strict=True)):
         app.ask(route, name)
-        everything = [said for earlier in "abcde"[: "abcde".index(name) + 1] for said in turn(earlier)]
-        assert getattr(app, route).saw() == everything[:-1]
+        sent = getattr(app, route).saw()
+        assert sent == [said for earlier in names[: i + 1] for said in turn(earlier)][:-1]
+        assert_a_model_takes(sent)
     messages, turns = app.stored()
-    assert turns == 5
-    assert [in_llamaindex(to_llamaindex(message)) for message in messages] == [said for name in "abcde" for said in turn(name)]
-    mine = [i for i, route in enumerate(routes) if route == "openai_agents"]
-    assert [to_items(messages[i * 4 : i * 4 + 4]) for i in mine] == app.openai_agents.wrote
-    for seen in app.openai_agents.seen:
-        assert_a_model_takes(in_openai_agents(seen))
-    assert in_openai_agents(to_items(from_langchain(to_langchain(messages)))) == [said for name in "abcde" for said in turn(name)]
-    assert [in_langchain(to_langchain(message)) for message in from_items(to_items(messages))] == [
-        said for name in "abcde" for said in turn(name)
-    ]
+    assert turns == 6
+    everything = [said for name in names for said in turn(name)]
+    for route in FRAMEWORKS:
+        mine = [i * 4 for i, one in enumerate(routes) if one == route]
+        assert [WROTE[route](messages[i : i + 4]) for i in mine] == getattr(app, route).wrote
+        assert READ[route](messages) == everything
+        for other in FRAMEWORKS:
+            assert READ[other](PASSED[route](messages)) == everything, (route, other)

@@ -42,8 +42,8 @@ def test_the_wheel_holds_the_package_and_nothing_of_the_checkout(wheel):
     """The editable install puts the whole checkout on the path; only the wheel shows what a user gets."""
     names = set(wheel.namelist())
     tops = {name.partition("/")[0] for name in names}
-    assert tops == {"convmem", "convmem_langchain", "convmem_llamaindex", "convmem_openai_agents", INFO}
-    packages = ("convmem_langchain", "convmem_llamaindex", "convmem_openai_agents")
+    assert tops == {"convmem", "convmem_langchain", "convmem_llamaindex", "convmem_openai_agents", "convmem_pydantic_ai", INFO}
+    packages = ("convmem_langchain", "convmem_llamaindex", "convmem_openai_agents", "convmem_pydantic_ai")
     assert {f"{package}/{file}" for package in packages for file in ("__init__.py", "py.typed")} <= names
     assert {"convmem/__init__.py", "convmem/py.typed", "convmem/cli/__init__.py"} <= names
     assert f"{INFO}/licenses/LICENSE" in names
@@ -74,6 +74,7 @@ def test_every_extra_can_be_installed_by_its_name(wheel):
         "openai-agents",
         "otel",
         "postgres",
+        "pydantic-ai",
         "redis",
         "test",
         "tokens",

@@ -14,7 +14,7 @@ from datetime import timedelta
 from convmem.exceptions import StoreUnavailable
 from convmem.identifiers import new_token
 from convmem.keys import SessionKey
-from convmem.stores.base import Entry, Head, Health, Holder, Kind, Lease, Listed, Log, Lookup, Page, Store, path_of_tenant
+from convmem.stores.base import Appended, Entry, Head, Health, Holder, Kind, Lease, Listed, Log, Lookup, Page, Store, path_of_tenant
 from convmem.stores.memory import _Conversation
 
 from .bent import (
@@ -39,6 +39,42 @@ from .bent import (
     storing,
     unseen,
 )
+
+# forking
+
+
+class KnowsIdsEverywhere(Bent):
+    """An index on the ids of entries that leaves out whose they are."""
+
+    async def append(self, key, after, entry, **asked):
+        if any(stored.entry.id == entry.id for row in self._conversations.values() for stored in row.log):
+            return Appended(DUPLICATE, entry.head_at(after.n + 1))
+        return await super().append(key, after, entry, **asked)
+
+
+class SharesEntries(Bent):
+    """An entry that stands in two conversations is stored once, and deleted once."""
+
+    async def delete(self, key, **asked):
+        ids = {stored.entry.id for stored in self.row(key).log}
+        for row in self._conversations.values():
+            row.log = [replace(one, entry=replace(one.entry, body=b"[]")) if one.entry.id in ids else one for one in row.log]
+        return await super().delete(key, **asked)
+
+
+class StopsShort(Bent):
+    """A page that lacks its last entry."""
+
+    async def load(self, key, *, before=None, **asked):
+        return await super().load(key, before=before and before - 1, **asked)
+
+
+class CutsPages(Bent):
+    """A limit of its own on what a load returns."""
+
+    async def load(self, key, *, turns=None, **asked):
+        return await super().load(key, turns=None if turns is None else min(turns, 10), **asked)
+
 
 # addressing
 
@@ -845,6 +881,12 @@ BROKEN: dict[str, type[Bent]] = {
     ),
     "test_a_load_is_one_view_of_one_moment": ReadsInTwoSteps,
     "test_reading_never_waits_for_a_lease": WaitsForTheLease,
+    # forking
+    "test_a_fork_shows_what_its_source_shows": KnowsIdsEverywhere,
+    "test_a_fork_at_an_earlier_place_shows_what_was_there": StopsShort,
+    "test_a_fork_and_its_source_go_their_own_ways": SharesEntries,
+    "test_a_fork_made_twice_at_once_is_one": Racing,
+    "test_a_long_conversation_is_copied_whole": CutsPages,
     # serving
     "test_check_answers": NamesAnother,
     "test_check_leaves_nothing_behind": ChecksByWiping,

@@ -1,4 +1,4 @@
-"""What a JSON value has beyond another one that is written from the neutral message: only that is stored beside it.
+"""What a JSON value has beyond another one: for adapters, which store beside a message only what is not written from it anyway.
 
 None
     The two are equal.
@@ -12,6 +12,7 @@ None
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 
@@ -30,20 +31,11 @@ def with_rest(written: Any, rest: dict[str, Any] | None) -> Any:
     if rest is None:
         return written
     if "is" in rest:
-        return copied(rest["is"])
+        return deepcopy(rest["is"])  # what a framework changes in its messages is not changed in the conversation
     if "each" in rest:
         return [with_rest(other, one) for other, one in zip(written, rest["each"], strict=True)]
     made = {key: value for key, value in written.items() if key not in rest.get("lacks", ())}
     return made | {key: with_rest(made.get(key), one) for key, one in rest.get("has", {}).items()}
-
-
-def copied(value: Any) -> Any:
-    """Return a copy of a JSON value: what a run changes in its items is not changed in the conversation."""
-    if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [copied(item) for item in value]
-    return value
 
 
 def _rest_of_object(value: dict[str, Any], written: dict[str, Any]) -> dict[str, Any] | None:
