@@ -382,6 +382,33 @@ async def test_a_turn_that_grew_is_named_and_not_doubled(request: pytest.Fixture
     assert [message.text for message in await importing.history("s")] == ["hello", "hi", "and?"]
 
 
+async def test_a_long_turn_is_several_entries_and_one_turn(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """An agent that worked for hours; also where the end of it cannot be read, the turn has an end."""
+    origin = LlamaIndexFile(request, tmp_path)
+    importing = Importing(origin)
+    await origin.say("s", [ChatMessage("go", role="user"), *(ChatMessage(f"step {n}", role="assistant") for n in range(399))])
+    await origin.damage("s")
+    assert await importing.run() == Imported(conversations=1, messages=400, left_out=1)
+    log = await importing.store.load(SessionKey(OWNER, "s"))
+    assert [stored.entry.count for stored in log.entries] == [200, 200, 0]
+    assert (log.size, log.head.turns) == (1, 1)
+    history = await importing.history("s")
+    assert [message.text for message in history] == ["go", *(f"step {n}" for n in range(399))]
+    assert {message.state for message in history} == {"complete"}
+
+
+async def test_another_conversation_of_the_same_form_is_another_one(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """As many messages, as long, by the same speakers; what is here is compared by what it says."""
+    origin = LlamaIndexFile(request, tmp_path)
+    importing = Importing(origin)
+    await origin.say("s", [ChatMessage("one", role="user")])
+    await importing.run()
+    Path(origin.place).unlink()  # noqa: ASYNC240
+    await origin.say("s", [ChatMessage("two", role="user")])
+    assert await importing.run() == Imported(left_out=1)
+    assert [message.text for message in await importing.history("s")] == ["one"]
+
+
 async def test_a_conversation_that_was_moved_goes_on(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """In the app that was moved too: the framework's history finds what was said, and appends."""
     origin = LangChainSQLite(request, tmp_path)
