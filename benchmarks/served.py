@@ -41,7 +41,7 @@ class Served(System):
         """Start it, and send one request."""
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.serve", self.app, self.place]
         self._process = await asyncio.create_subprocess_exec(
-            *command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            *command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         assert self._process.stdout is not None
         port = await self._process.stdout.readline()

@@ -3,6 +3,8 @@
 import itertools
 import random
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -85,6 +87,17 @@ async def test_an_app_under_uvicorn_keeps_what_was_said(valkey_server: valkey.Va
     finally:
         await silent.aclose()
         await reading.aclose()
+
+
+def test_an_app_ends_with_whoever_started_it() -> None:
+    """A run ends its workers with SIGKILL, and nobody is left to end what they started."""
+    command = [sys.executable, "-m", "benchmarks.serve", "benchmarks.plain:without", "nowhere"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert int(process.stdout.readline()) > 0
+        process.stdin.close()
+        assert process.wait(30) == 0
 
 
 @pytest.mark.asyncio
