@@ -20,7 +20,8 @@ from convmem.access import open_conversation
 from convmem.keys import SessionKey
 from convmem.stores.base import Head, Outcome, Store
 from convmem.stores.memory import MemoryStore
-from convmem.stores.sqlite import _BARE, SQLiteStore
+from convmem.stores.sqlite import SQLiteStore
+from convmem.stores.sqlite_file import BARE
 from tests.asgi_client import Client
 from tests.faults.proxy import Proxy
 from tests.wheels import valkey
@@ -206,7 +207,7 @@ class TestInAFile:
             for _ in range(3):
                 await ask(app, scope, sink)
             statements: list[str] = []
-            await store._run("check", _BARE, lambda link: link.set_trace_callback(statements.append))
+            await store._run("check", BARE, lambda link: link.set_trace_callback(statements.append))
             await ask(app, scope, sink)
         kinds = [statement.split()[0] for statement in statements]
         assert kinds.count("COMMIT") == 2
@@ -219,7 +220,7 @@ class TestInAFile:
             for _ in range(30):
                 await ask(app, scope, sink)
             statements: list[str] = []
-            await store._run("check", _BARE, lambda link: link.set_trace_callback(statements.append))
+            await store._run("check", BARE, lambda link: link.set_trace_callback(statements.append))
             await ask(app, scope, sink)
         assert sum("body FROM entry" in statement for statement in statements) == 1
 
@@ -234,7 +235,7 @@ class TestInAFile:
             elif statement == "COMMIT":
                 commits.append(level)
 
-        await store._run("check", _BARE, lambda link: link.set_trace_callback(note))
+        await store._run("check", BARE, lambda link: link.set_trace_callback(note))
 
 
 CALLS = {

@@ -14,15 +14,10 @@ import os
 import sqlite3
 import threading
 import time
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from importlib import resources
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, TypeVarTuple
-from urllib.parse import quote
 
 from convmem.exceptions import StoreUnavailable
 from convmem.identifiers import new_token
@@ -52,8 +47,8 @@ from convmem.stores.base import (
     read_walk_cursor,
     walk_cursor,
 )
+from convmem.stores.sqlite_file import BARE, LEASE, READ, STORE, File, Job, Link, Needs, Opening, Synchronous
 
-Synchronous = Literal["normal", "full", "extra"]
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -98,9 +93,9 @@ class SQLiteStore(Store):
     ) -> None:
         """Remember where; the first call opens the file."""
         self.path = Path(path).absolute()
-        self._opening = _Opening(self.path, synchronous, busy_timeout, mode)
+        self._opening = Opening(self.path, synchronous, busy_timeout, mode)
         self._filing = threading.Lock()
-        self._file: _File | None = None
+        self._file: File | None = None
 
     async def load(
         self,
@@ -114,19 +109,19 @@ class SQLiteStore(Store):
     ) -> Log:
         """See `Store.load`."""
         asked = _Asked(turns, messages, before, turn, lease)
-        return await self._run("load", _READ if lease is None else _LEASE, _load, key, asked)
+        return await self._run("load", READ if lease is None else LEASE, _load, key, asked)
 
     async def append(self, key: SessionKey, after: Head, entry: Entry, *, ttl: timedelta | None = None, release: bool = False) -> Appended:
         """See `Store.append`."""
-        return await self._run("append", _STORE, _append, key, after, entry, ttl, release)
+        return await self._run("append", STORE, _append, key, after, entry, ttl, release)
 
     async def renew(self, key: SessionKey, lease: Lease, head: Head) -> bool:
         """See `Store.renew`."""
-        return await self._run("renew", _LEASE, _renew, key, lease, head)
+        return await self._run("renew", LEASE, _renew, key, lease, head)
 
     async def release(self, key: SessionKey, token: str) -> None:
         """See `Store.release`."""
-        await self._run("release", _LEASE, _release, key, token)
+        await self._run("release", LEASE, _release, key, token)
 
     async def list(
         self,
@@ -142,27 +137,27 @@ class SQLiteStore(Store):
         if owner is None and tenant is None and written_before is not None:
             since = read_page_cursor(after)
             place = None if since is None else (since[0], int(since[1]))
-            return await self._run("list", _READ, _walk_idle, place, limit, until)
+            return await self._run("list", READ, _walk_idle, place, limit, until)
         if owner is None:
             path, address = None if tenant is None else path_of_tenant(tenant), read_walk_cursor(after)
-            return await self._run("list", _READ, _walk, path, address, limit, until)
+            return await self._run("list", READ, _walk, path, address, limit, until)
         key, beyond = key_of_owner(owner, tenant), read_page_cursor(after)
-        return await self._run("list", _READ, _list, key, beyond, limit, until)
+        return await self._run("list", READ, _list, key, beyond, limit, until)
 
     async def delete(self, key: SessionKey, *, at: Head | None = None) -> bool:
         """See `Store.delete`."""
-        return await self._run("delete", _STORE, _delete, key, at)
+        return await self._run("delete", STORE, _delete, key, at)
 
     async def sweep(self) -> int:
         """See `Store.sweep`. At the end the write-ahead log is emptied too, in which deleted text may still stand."""
-        removed = await self._run("sweep", _STORE, _sweep)
+        removed = await self._run("sweep", STORE, _sweep)
         if not removed:
-            await self._run("sweep", _BARE, _empty_log)
+            await self._run("sweep", BARE, _empty_log)
         return removed
 
     async def check(self) -> Health:
         """See `Store.check`."""
-        await self._run("check", _STORE, _probe)
+        await self._run("check", STORE, _probe)
         return Health(self.name, str(self.path), _DURABILITY[self._opening.synchronous], f"SQLite {sqlite3.sqlite_version}")
 
     async def aclose(self) -> None:
@@ -172,287 +167,19 @@ class SQLiteStore(Store):
         if file is not None:
             await asyncio.get_running_loop().run_in_executor(None, file.close)
 
-    async def _run(self, operation: str, kind: _Kind, work: Callable[[_Link, *Ts], T], *arguments: *Ts) -> T:
+    async def _run(self, operation: str, needs: Needs, work: Callable[[Link, *Ts], T], *arguments: *Ts) -> T:
         """Have work done by the thread of its kind. Of a caller that is cancelled meanwhile the outcome is unknown."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
-        job = _Job(kind, work, arguments, answer, loop)
+        job = Job(needs, work, arguments, answer, loop)
         with self._filing:  # a file that is being closed gets no more work
             if self._file is None or self._file.process != os.getpid():
-                self._file = _File(self._opening)
-            self._file.lanes[kind.lane].put(job)
+                self._file = File(self._opening)
+            self._file.lanes[needs.lane].put(job)
         try:
             return await answer
         except sqlite3.Error as error:
             raise StoreUnavailable(self.name, operation, f"{self.path.name}: {error}", unknown=operation in ("append", "delete")) from error
-
-
-class _Kind(NamedTuple):
-    """What a piece of work needs around it.
-
-    Attributes:
-        lane: The thread that does it.
-        begin: How its transaction begins; empty when there must be none.
-        flushed: Whether it is acknowledged only when it survives what the store promises to survive.
-    """
-
-    lane: str
-    begin: str
-    flushed: bool = False
-
-
-_READ = _Kind("reading", "BEGIN")
-_LEASE = _Kind("writing", "BEGIN IMMEDIATE")
-_STORE = _Kind("writing", "BEGIN IMMEDIATE", flushed=True)
-_BARE = _Kind("writing", "")
-_KINDS_OF_WORK = (_READ, _LEASE, _STORE, _BARE)
-"""In the order in which a thread does what waits: a lease waits for no flush."""
-
-
-class _Job(NamedTuple):
-    """A piece of work, and who waits for it where."""
-
-    kind: _Kind
-    work: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    answer: asyncio.Future[Any]
-    loop: asyncio.AbstractEventLoop
-
-
-class _File:
-    """The open file in one process: connections must not cross a fork, so a child opens its own."""
-
-    def __init__(self, opening: _Opening) -> None:
-        self.process = os.getpid()
-        self.lanes = {name: _Lane(opening, f"convmem-sqlite-{name}") for name in ("writing", "reading")}
-        for lane in self.lanes.values():
-            weakref.finalize(self, lane.jobs.put, None)  # a store nobody closed and nobody holds ends its threads
-
-    def close(self) -> None:
-        for lane in self.lanes.values():
-            lane.close()
-
-
-class _Lane:
-    """A thread with a connection. What waits when the thread is free is done together, in one transaction for each kind."""
-
-    def __init__(self, opening: _Opening, name: str) -> None:
-        self.jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._thread = threading.Thread(target=_serve, args=(self.jobs, opening), name=name, daemon=True)
-
-    def put(self, job: _Job) -> None:
-        self.jobs.put(job)
-        if not self._thread.ident:
-            self._thread.start()
-
-    def close(self) -> None:
-        self.jobs.put(None)
-        if self._thread.ident:
-            self._thread.join()
-
-
-def _serve(jobs: SimpleQueue[_Job | None], opening: _Opening) -> None:
-    """Work until there is None. The connection belongs to this frame alone: a forked child, which has no such thread, leaves it alone."""
-    connection = _Connection(opening)
-    open_ = True
-    while open_:
-        waiting = [jobs.get()]
-        with suppress(Empty):
-            while len(waiting) < _TOGETHER:
-                waiting.append(jobs.get_nowait())
-        wanted = [job for job in waiting if job is not None and not job.answer.cancelled()]
-        open_ = None not in waiting
-        del waiting
-        for kind in _KINDS_OF_WORK:
-            some = [job for job in wanted if job.kind is kind]
-            if some:
-                _answer(some, connection.do(some, kind))
-        del wanted
-    connection.close()
-
-
-def _answer(jobs: list[_Job], outcomes: Sequence[_Result]) -> None:
-    """Wake each event loop once."""
-    for loop in {job.loop for job in jobs}:
-        done = [(job.answer, *outcome) for job, outcome in zip(jobs, outcomes, strict=True) if job.loop is loop]
-        with suppress(RuntimeError):  # the loop is closed, and nobody waits there
-            loop.call_soon_threadsafe(_tell, done)
-
-
-class _Connection:
-    """A connection that is made when it is needed."""
-
-    def __init__(self, opening: _Opening) -> None:
-        self._opening = opening
-        self._level = ""
-        self._link: _Link | None = None
-
-    def close(self) -> None:
-        if self._link is not None:
-            self._link.close()
-        self._link, self._level = None, ""
-
-    def do(self, jobs: list[_Job], kind: _Kind) -> Sequence[_Result]:
-        """Do work in one transaction. If a piece of it fails, nothing was done yet, and each piece is done alone.
-
-        Beginning and committing are everybody's: nobody is told of success unless the commit had it.
-        """
-        try:
-            link = self._begin(kind)
-        except Exception as error:  # noqa: BLE001 - who asked raises it; this thread goes on
-            return [(None, error)] * len(jobs)
-        try:
-            results = [(job.work(link, *job.arguments), None) for job in jobs]
-        except Exception as error:  # noqa: BLE001
-            self._roll_back(link)
-            return [(None, error)] if len(jobs) == 1 else [result for job in jobs for result in self.do([job], kind)]
-        try:
-            if kind.begin:
-                link.execute("COMMIT")
-        except sqlite3.Error as error:
-            self._roll_back(link)
-            return [(None, error)] * len(jobs)
-        return results
-
-    def _begin(self, kind: _Kind) -> _Link:
-        if self._link is None:
-            self._link = self._opening.connect()
-        level = self._opening.synchronous if kind.flushed else "normal"
-        if level != self._level:
-            self._link.executescript(f"PRAGMA synchronous = {level}")  # always prepared anew: it takes effect when it is prepared
-            self._level = level
-        if kind.begin:
-            self._link.execute(kind.begin)
-        return self._link
-
-    def _roll_back(self, link: _Link) -> None:
-        try:
-            if link.in_transaction:  # SQLite has rolled back already after some errors
-                link.execute("ROLLBACK")
-        except sqlite3.Error:
-            self.close()
-
-
-class _Opening(NamedTuple):
-    """How the file is opened."""
-
-    path: Path
-    synchronous: Synchronous
-    busy_timeout: timedelta
-    mode: str
-
-    def connect(self) -> _Link:
-        if not self.path.parent.is_dir():
-            msg = f"the folder {self.path.parent} does not exist; make it, or set another path"
-            raise sqlite3.OperationalError(msg)
-        if self.mode == "rw" and not self.path.exists():
-            msg = f"{self.path} does not exist, and mode=rw says it must; drop mode=rw to have it made"
-            raise sqlite3.OperationalError(msg)
-        seconds = self.busy_timeout.total_seconds()
-        uri = f"file:{quote(str(self.path))}?mode={self.mode}"
-        link = sqlite3.connect(uri, uri=True, timeout=seconds, isolation_level=None, cached_statements=64, factory=_Link)
-        link.seen = _Seen()
-        try:
-            link.execute("PRAGMA page_size = 8192")
-            _retry_while_locked(lambda: link.execute("PRAGMA journal_mode = WAL"), seconds)
-            link.execute("PRAGMA cache_size = -16384")
-            link.execute("PRAGMA secure_delete = ON")  # what was deleted is overwritten, not only given free
-            _migrate(link)
-        except BaseException:
-            link.close()  # which rolls back
-            raise
-        return link
-
-
-class _Seen(dict[int, StoredEntry]):
-    """Entries that were read before, by their row, as far as they have room; the first that came goes first.
-
-    An entry never changes, and whether it is there and visible the file says each time: what was read once need only be found to be
-    there still, by its id and its epoch. To read a whole row and make its objects takes several times as long.
-    """
-
-    room = 4 * 2**20
-
-    def add(self, identifier: int, stored: StoredEntry) -> StoredEntry:
-        self.forget(identifier)
-        self[identifier] = stored
-        self.room -= _weight(stored)
-        while self.room < 0:
-            self.forget(next(iter(self)))
-        return stored
-
-    def forget(self, identifier: int) -> None:
-        stored = self.pop(identifier, None)
-        if stored is not None:
-            self.room += _weight(stored)
-
-
-def _weight(stored: StoredEntry) -> int:
-    return len(stored.entry.body) + 1000  # bytes that its names and objects take, and a little more
-
-
-class _Link(sqlite3.Connection):
-    """A connection, and what was read through it."""
-
-    seen: _Seen
-
-
-_Result = tuple[Any, Exception | None]
-_TOGETHER = 128
-"""So much work is done in one transaction at most: meanwhile other processes wait."""
-
-
-def _tell(done: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
-    for answer, result, error in done:
-        if answer.cancelled():
-            continue
-        if error is None:
-            answer.set_result(result)
-        else:
-            answer.set_exception(error)
-
-
-def _retry_while_locked(action: Callable[[], object], seconds: float) -> None:
-    """Switching to WAL does not honour the busy timeout when several processes meet on a new file."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            action()
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() >= deadline:
-                raise
-            time.sleep(0.01)
-        else:
-            return
-
-
-def _migrate(link: sqlite3.Connection) -> None:
-    """Apply the numbered files this database has not seen; `user_version` is the last one applied.
-
-    A newer number than ours is left alone: migrations only add, so that old code works on a new schema.
-    """
-    files = sorted(
-        (item for item in resources.files("convmem.stores").joinpath("sql", "sqlite").iterdir() if item.name.endswith(".sql")),
-        key=lambda item: item.name,
-    )
-    if link.execute("PRAGMA user_version").fetchone()[0] >= len(files):
-        return
-    link.execute("BEGIN IMMEDIATE")
-    applied = link.execute("PRAGMA user_version").fetchone()[0]
-    for number, file in enumerate(files[applied:], start=applied + 1):
-        for statement in _statements(file.read_text(encoding="utf-8")):
-            link.execute(statement)
-        link.execute(f"PRAGMA user_version = {number}")
-    link.execute("COMMIT")
-
-
-def _statements(script: str) -> Iterator[str]:
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
 
 
 _SELECT_ROW = (
@@ -518,7 +245,7 @@ class _Asked(NamedTuple):
     lease: Lease | None
 
 
-def _load(link: _Link, key: SessionKey, asked: _Asked) -> Log:
+def _load(link: Link, key: SessionKey, asked: _Asked) -> Log:
     lease = asked.lease
     now = time.time()
     row = _Row(link, key)
@@ -541,7 +268,7 @@ def _load(link: _Link, key: SessionKey, asked: _Asked) -> Log:
     return Log(row.head, entries, pinned, holder, found, deleted_at=deleted_at, ended=ended)
 
 
-def _newest_first(link: _Link, row: _Row, before: int) -> Iterator[StoredEntry]:
+def _newest_first(link: Link, row: _Row, before: int) -> Iterator[StoredEntry]:
     """Read lazily: the caller stops when it has enough."""
     epoch, seen = row.head.epoch, link.seen
     last = row.position(max(before, 0))
@@ -777,7 +504,7 @@ def _listed(row: tuple[Any, ...], now: float) -> Listed:
     return Listed(key, turns, _time(created), _time(updated), revision, expired=expires is not None and now >= expires)
 
 
-def _delete(link: _Link, key: SessionKey, at: Head | None) -> bool:
+def _delete(link: Link, key: SessionKey, at: Head | None) -> bool:
     now = time.time()
     _forget(link, now)
     row = _Row(link, key)

@@ -15,7 +15,7 @@ import pytest
 
 from convmem import Message, SessionKey, SQLiteStore, StoreUnavailable, open_conversation
 from convmem.stores.base import Entry, Head, Kind, Lease, Outcome
-from convmem.stores.sqlite import _BARE, _LEASE, _READ, _STORE
+from convmem.stores.sqlite_file import BARE, LEASE, READ, STORE
 
 ROOT = Path(__file__).parents[2]
 KEY = SessionKey.for_user("everybody", "shared")
@@ -88,7 +88,7 @@ async def test_the_durability_is_the_chosen_one_and_is_named(tmp_path: Path, syn
     store = SQLiteStore(tmp_path / "convmem.db", synchronous=synchronous)  # type: ignore[arg-type]
     health = await store.check()
     assert f"synchronous={synchronous.upper()}" in health.durability
-    for kind, level in ((_LEASE, 1), (_STORE, pragma), (_LEASE, 1), (_STORE, pragma)):
+    for kind, level in ((LEASE, 1), (STORE, pragma), (LEASE, 1), (STORE, pragma)):
         assert await store._run("check", kind, lambda link: link.execute("PRAGMA synchronous").fetchone()[0]) == level
     await store.aclose()
 
@@ -185,7 +185,7 @@ async def test_a_walk_examines_a_bounded_number_of_rows_for_each_page(idle_and_d
 
     async with SQLiteStore(idle_and_dead) as store:
         await store.list("user:x")
-        await store._run("list", _READ, lambda link: link.set_progress_handler(count, 1000))
+        await store._run("list", READ, lambda link: link.set_progress_handler(count, 1000))
         for tenant, before in (("", None), ("acme", 1.0), (None, None), (None, 1.0), (None, 4000.5)):
             moment = None if before is None else datetime.fromtimestamp(before, UTC)
             steps, most, found, after = 0, 0, 0, None
@@ -205,7 +205,7 @@ async def test_no_part_of_housekeeping_scans_the_file(idle_and_dead: Path) -> No
     async with SQLiteStore(idle_and_dead) as store:
         await store.list("user:x")
         await store.delete(SessionKey.for_user("x"))
-        for kind in (_READ, _STORE):
+        for kind in (READ, STORE):
             await store._run("check", kind, lambda link: link.set_trace_callback(statements.append))
         for tenant in ("acme", None):
             await store.list(None, tenant=tenant)
@@ -317,8 +317,8 @@ async def test_what_a_process_remembers_of_its_conversations_is_bounded_and_goes
             await store.append(SessionKey.for_user(number), Head(), entry)
             for _ in range(2):
                 assert (await store.load(SessionKey.for_user(number), lease=Lease("token", timedelta(seconds=9)))).entries[0].entry == entry
-        remembered = await store._run("check", _BARE, lambda link: [len(stored.entry.body) for stored in link.seen.values()])
+        remembered = await store._run("check", BARE, lambda link: [len(stored.entry.body) for stored in link.seen.values()])
         assert 1 <= len(remembered) <= 8
         for number in range(40):
             await store.delete(SessionKey.for_user(number))
-        assert await store._run("check", _BARE, lambda link: (len(link.seen), link.seen.room)) == (0, 4 * 2**20)
+        assert await store._run("check", BARE, lambda link: (len(link.seen), link.seen.room)) == (0, 4 * 2**20)

@@ -22,7 +22,7 @@ import pytest
 
 from convmem import SessionKey, SQLiteStore, StoreUnavailable
 from convmem.stores.base import Appended, Entry, Head, Lease, Outcome
-from convmem.stores.sqlite import _BARE
+from convmem.stores.sqlite_file import BARE
 
 ROOT = Path(__file__).parents[2]
 CALLERS = 32
@@ -49,7 +49,7 @@ async def thread_held(store: SQLiteStore) -> AsyncIterator[None]:
         holding.set()
         letting_go.wait()
 
-    held = asyncio.create_task(store._run("check", _BARE, hold))
+    held = asyncio.create_task(store._run("check", BARE, hold))
     await asyncio.to_thread(holding.wait)
     try:
         yield
@@ -67,7 +67,7 @@ async def traced(store: SQLiteStore) -> list[str]:
         if statement in ("COMMIT", "ROLLBACK") or statement.startswith("PRAGMA synchronous ="):
             seen.append(statement.removeprefix("PRAGMA synchronous = "))
 
-    await store._run("check", _BARE, lambda link: link.set_trace_callback(note))
+    await store._run("check", BARE, lambda link: link.set_trace_callback(note))
     return seen
 
 
@@ -150,7 +150,7 @@ async def test_who_fails_in_a_group_fails_alone(path: Path) -> None:
             pages = link.execute("PRAGMA page_count").fetchone()[0]
             link.execute(f"PRAGMA max_page_count = {pages + 4}")
 
-        await store._run("check", _BARE, leave_little_room)
+        await store._run("check", BARE, leave_little_room)
         seen = await traced(store)
         answers = await together(
             store,
@@ -202,10 +202,10 @@ async def test_a_commit_that_is_refused_leaves_the_connection_usable(path: Path)
 
     async with SQLiteStore(path) as store:
         await first_turn(store, 0)
-        await store._run("check", _BARE, lambda link: link.set_authorizer(refuse))
+        await store._run("check", BARE, lambda link: link.set_authorizer(refuse))
         answers = await together(store, *[partial(first_turn, store, number) for number in (1, 2)])
         assert [type(answer) for answer in answers] == [StoreUnavailable] * 2
-        await store._run("check", _BARE, lambda link: link.set_authorizer(None))
+        await store._run("check", BARE, lambda link: link.set_authorizer(None))
         assert (await first_turn(store, 3)).outcome is Outcome.STORED
     assert await stored(path, range(4)) == {0, 3}
 
