@@ -217,6 +217,7 @@ class _Link(asyncio.Protocol):
         """Close it; what was on its way is lost. Once."""
         if self.ended.done():
             return
+        self.retired = True  # whoever carries it learns of its end a step later, and calls that come until then are for the next one
         self.ended.set_result(None)
         self._transport.abort()
         while self.flying:

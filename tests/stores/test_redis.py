@@ -563,6 +563,18 @@ class TestOutages:
             answer = await writer.offer(entry)
             assert (answer.outcome, answer.head.n) == (Outcome.DUPLICATE, 2)
 
+    async def test_a_call_that_comes_in_the_very_step_a_connection_ends_goes_by_the_next_one(self, server: valkey.Valkey) -> None:
+        """Nobody owes it a reply on the one that has ended: it would wait for ever."""
+        async with at(server.port) as store:
+            writer = await grown(store, 1)
+            assert isinstance(store, RedisStore)
+            for lanes in store._wire._lanes.values():  # no server can be made to hang up in a given step
+                for lane in lanes.values():
+                    assert lane._link is not None
+                    lane._link.connection_lost(None)
+            async with asyncio.timeout(10):
+                assert (await store.load(writer.key)).head == writer.head
+
     async def test_a_server_that_refuses_connections_for_a_moment_is_waited_for(self, server: valkey.Valkey) -> None:
         """A restart behind a load balancer; what was never sent may be tried again without harm."""
         async with Proxy(HOST, server.port) as proxy, at(proxy.port) as store:
