@@ -565,7 +565,8 @@ async def test_connections_that_are_all_busy_are_waited_for_and_not_for_ever(pos
         answers = await asyncio.gather(*(store.load(writer.key) for _ in range(5)), return_exceptions=True)
         assert time.monotonic() - began < 6
         assert all(isinstance(answer, StoreUnavailable) for answer in answers)
-        assert any("all 2 connections" in str(answer) for answer in answers)
+        for answer in answers:  # which of them came to a connection in its last moment is luck
+            assert "all 2 connections" in str(answer) or "did not answer in time" in str(answer)
         await blocked.rollback()
         await link.close()
         assert (await store.load(writer.key)).head == writer.head
