@@ -88,4 +88,5 @@ async def test_twin_a_promoted_standby_nobody_waited_for_is_found_to_have_lost_t
     assert promoted.lost
     assert "history_lost" in promoted.codes
     assert promoted.unaware == []
-    assert names(promoted.anomalies) <= {"lost-turn", "lost-after-read"}, told(promoted.anomalies)
+    lost = {"lost-turn", "lost-after-read", "lost-part-of-turn"}  # of a stream the question may have got there, and the answer not
+    assert names(promoted.anomalies) <= lost, told(promoted.anomalies)

@@ -84,7 +84,9 @@ async def test_a_full_disk_refuses_turns_and_tears_none(tmp_path):
         verdict = await workers.end()
     assert not verdict.anomalies, told(verdict.anomalies)
     details = {operation.detail.partition(":")[0] for operation in verdict.operations}
-    assert details == {"", "StoreUnavailable"}
+    assert (
+        {"", "StoreUnavailable"} <= details <= {"", "StoreUnavailable", "ConversationFenced"}
+    )  # a lease of a second may run out meanwhile
     assert verdict.acknowledged > 10
 
 
