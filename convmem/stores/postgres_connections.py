@@ -419,7 +419,8 @@ class _OfLoop:
         if not self._failures:
             self._failing_since = time.monotonic()
         self._failures += 1
-        self._error = error
+        if self._error is None or not isinstance(error, TimeoutError):  # one that a deadline cut off says less than the one before it
+            self._error = error
         pause = min(FIRST_PAUSE * 2 ** min(self._failures, 10), LONGEST_PAUSE)
         self._not_before = time.monotonic() + random.uniform(pause / 2, pause)  # noqa: S311 - to spread the attempts
 
