@@ -47,7 +47,7 @@ def figures(results: Results, plan: Plan, charts: list[str]) -> str:
     versions = {name: version for found in facts["versions"].values() for name, version in sorted(found.items())}
     rounds = max((len(rounds) for rounds in results.cells.values()), default=0)
     parts = [
-        (f"One run of {rounds} rounds" if rounds else "Counted, and not timed yet,")
+        (f"One run of {rounds} round{'s' * (rounds != 1)}" if rounds else "Counted, and not timed yet,")
         + f" on {facts['processors']} x {facts['processor']}, {facts['system'].partition('-with')[0]}, servers and "
         f"clients on the same machine, which had a load of {facts['load'][0]} before: "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
