@@ -34,8 +34,6 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from convmem.stores.redis_layout import Script
-
 Address = tuple[str, int]
 Part = bytes | str | int
 
@@ -107,27 +105,31 @@ class Acks:
 class _Call:
     """Commands on their way together; the future gets the list of their replies, and how many replicas confirmed them when `acks` asks."""
 
-    __slots__ = ("_left", "acks", "commands", "deadline", "future", "replies", "sent")
+    __slots__ = ("acks", "commands", "deadline", "future", "replies", "sent")
 
     def __init__(self, commands: tuple[bytes, ...], acks: Acks | None, future: asyncio.Future[list[Any]], deadline: float) -> None:
         self.commands, self.acks, self.future, self.deadline = commands, acks, future, deadline
-        self._left = len(commands)
         self.replies: list[Any] = []
         self.sent = False
 
     def take(self, reply: Any) -> bool:
         """Take the next reply; return whether it was the last that comes to this call alone."""
-        self.replies.append(reply)
-        self._left -= 1
-        if self._left:
+        replies = self.replies
+        replies.append(reply)
+        if len(replies) < len(self.commands):
             return False
         if self.acks is None or isinstance(reply, ResponseError):
             self.settle()
         return True
 
     def settle(self) -> None:
-        if not self.future.done():
-            self.future.set_result(self.replies)
+        if self.future.done():
+            return None
+        for reply in self.replies:
+            if isinstance(reply, ResponseError):
+                return self.future.set_exception(reply)
+        self.future.set_result(self.replies)
+        return None
 
     def fail(self, error: BaseException) -> None:
         if not self.future.done():
@@ -250,19 +252,19 @@ class Lane:
         self._not_before = 0.0
         self._pause = _PAUSES[0]
 
-    async def call(self, *commands: bytes, acks: Acks | None = None) -> list[Any]:
-        """Send packed commands and return their replies, and at the end how many replicas confirmed them when `acks` asks.
+    def call(self, commands: tuple[bytes, ...], acks: Acks | None = None) -> asyncio.Future[list[Any]]:
+        """Send packed commands; the future gets their replies, and at the end how many replicas confirmed them when `acks` asks.
 
         Raises:
             Lost: No reply; the connection failed, or the patience was over.
             ResponseError: The server answered one of them with an error, the first such.
         """
         queue, link, loop = self._queue, self._link, asyncio.get_running_loop()
+        future = loop.create_future()
         if len(queue) + (len(link.flying) if link else 0) >= _MOST_WAITING:
-            reason = f"{_MOST_WAITING} calls wait for it already"
-            raise Lost(reason, sent=False)
-        call = _Call(commands, acks, loop.create_future(), loop.time() + self._patience.connect)
-        queue.append(call)
+            future.set_exception(Lost(f"{_MOST_WAITING} calls wait for it already", sent=False))
+            return future
+        queue.append(_Call(commands, acks, future, loop.time() + self._patience.connect))
         if self._watch is None:
             self._watch = loop.call_later(self._patience.least, self._look)
         if link is not None:
@@ -272,11 +274,7 @@ class Lane:
                 loop.call_soon(self._send)
         elif self._task is None or self._task.done():
             self._task = loop.create_task(self._serve(), name="convmem-redis")
-        replies = await call.future
-        for reply in replies:
-            if isinstance(reply, ResponseError):
-                raise reply
-        return replies
+        return future
 
     def _send(self) -> None:
         """Send what waits."""
@@ -417,24 +415,6 @@ class Wire(ABC):
     async def ask(self, node: Address | None, *command: Part) -> Any:
         """Send a command to a node; see `Lane.call`."""
 
-    async def run(
-        self, script: Script, keys: Sequence[bytes], args: Sequence[Part], *behind: bytes, acks: Acks | None = None, again: bool = True
-    ) -> list[Any]:
-        """Run a script where its first key is: by its digest, or whole where the server does not know it. See `send`.
-
-        Args:
-            script: Which.
-            keys: All it looks at.
-            args: What else it is told.
-            behind: Packed commands that go with it, in the same trip.
-            acks: Wait for replicas.
-            again: Whether it may be sent again when its reply was lost.
-        """
-        try:
-            return await self.send(keys[0], pack(b"EVALSHA", script.digest, len(keys), *keys, *args), *behind, acks=acks, again=again)
-        except NoScriptError:
-            return await self.send(keys[0], pack(b"EVAL", script.source, len(keys), *keys, *args), *behind, acks=acks, again=again)
-
     async def aclose(self) -> None:
         """End the connections of every event loop."""
         lanes, self._lanes = self._lanes, {}
@@ -499,7 +479,7 @@ class SingleWire(Wire):
         began, tries = asyncio.get_running_loop().time(), None
         while True:
             try:
-                return await self._lane(None, durable=acks is not None).call(*commands, acks=acks)
+                return await self._lane(None, durable=acks is not None).call(commands, acks)
             except (Lost, ReadOnlyError) as error:
                 tries = tries or _Tries(began + self._patience.connect, again=again)
                 await tries.again(error)
@@ -550,19 +530,19 @@ class ClusterWire(Wire):
                 await tries.again(error)
                 self._ranges = ()
 
-    async def _at(self, slot: int, commands: Sequence[bytes], acks: Acks | None) -> list[Any]:
+    async def _at(self, slot: int, commands: tuple[bytes, ...], acks: Acks | None) -> list[Any]:
         at = await self._address(slot)
         lane = self._lane(at, durable=acks is not None)
         try:
-            return await lane.call(*commands, acks=acks)
+            return await lane.call(commands, acks)
         except MovedError as moved:
             self._ranges = ()
             address = self._moved[slot] = (str(moved.host or at[0]), int(moved.port))  # no host: this one's (Redis 7)
-            return await self._lane(address, durable=acks is not None).call(*commands, acks=acks)
+            return await self._lane(address, durable=acks is not None).call(commands, acks)
         except AskError as asked:
             address = (str(asked.host or at[0]), int(asked.port))
-            asking = [each for command in commands for each in (_ASKING, command)]
-            replies = await self._lane(address, durable=acks is not None).call(*asking, acks=acks)
+            asking = tuple(each for command in commands for each in (_ASKING, command))
+            replies = await self._lane(address, durable=acks is not None).call(asking, acks)
             return [*replies[1 : len(asking) : 2], *replies[len(asking) :]]
         except Lost:
             self._ranges = ()
@@ -581,7 +561,7 @@ class ClusterWire(Wire):
         error: Exception = Lost("no address is known", sent=False)
         for address in dict.fromkeys([*self._known(), *self._seeds]):
             try:
-                (slots,) = await self._lane(address, durable=False).call(pack("CLUSTER", "SLOTS"))
+                (slots,) = await self._lane(address, durable=False).call((pack("CLUSTER", "SLOTS"),))
             except Lost as lost:
                 error = Lost(str(lost), sent=False)
                 continue
@@ -608,7 +588,7 @@ class ClusterWire(Wire):
         packed = pack(*command)
         assert node is not None
         try:
-            return (await self._lane(node, durable=False).call(packed))[0]
+            return (await self._lane(node, durable=False).call((packed,)))[0]
         except Lost:
             self._ranges = ()  # it may have left the cluster
             raise

@@ -112,8 +112,8 @@ class TestCost:
                 "time": 2,
                 "hmget": 2,
                 "llen": 2,
-                "hget": 1,
-                "hset": 3,
+                "hexists": 1,
+                "hset": 2,
                 "rpush": 1,
                 "zadd": 1,
             }
