@@ -35,6 +35,7 @@ _STATES: tuple[Literal["absent", "running", "interrupted", "complete"], ...] = (
 _MOST = 2**32 - 1
 _LOAD, _APPEND, _RENEW, _DELETE = Struct(">IIIIQ"), Struct(">BBBBBIIIQ"), Struct(">QI"), Struct(">I")
 _FACTS, _HEAD = Struct(">BIIQQQ"), Struct(">III")
+_PLAIN_ENTRY = Struct(">8x16s16sBBB")
 _MILLISECOND = timedelta(milliseconds=1)
 _BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 _URL_SAFE, _STANDARD = bytes.maketrans(b"+/", b"-_"), bytes.maketrans(b"-_+/", b"+/!!")
@@ -185,36 +186,51 @@ def pack_entry(entry: Entry) -> bytes:
     return b"".join((bytes((flags,)), identifier, token, turn, numbers, more, entry.body))
 
 
+class _Stored(StoredEntry):
+    """An entry whose time is read when somebody asks: that takes a quarter of the time to unpack it, and few do."""
+
+    __slots__ = ("_when",)
+
+    def __init__(self, n: int, entry: Entry, when: bytes) -> None:
+        """Keep the time as it is stored."""
+        self.n, self.entry, self._when = n, entry, when  # type: ignore[misc]
+
+    @property
+    def stored_at(self) -> datetime:
+        """See `StoredEntry`."""
+        return moment(int.from_bytes(self._when, "big"))
+
+
 def unpack_entry(data: bytes, n: int, epoch: str) -> StoredEntry:
     """Return an entry of the list, at its position."""
     flags = data[_STORED]
     if flags & _PLAIN:
-        identifier, token, at = data[8:24].hex(), _base64(data[24:40]), 40
+        id_bits, token_bits, count, start, turns = _PLAIN_ENTRY.unpack_from(data)
+        identifier, token, at = id_bits.hex(), _base64(token_bits), _PLAIN_ENTRY.size
         if flags & _ALONE:
             turn = identifier
         else:
-            turn, at = data[40:56].hex(), 56
+            turn, at = data[40:56].hex(), at + 16
+            count, start, turns = data[56:59]
     else:
         identifier, at = unpack_name(data, _STORED + 1)
         token, at = unpack_name(data, at)
         turn, at = unpack_name(data, at)
-    count, start, turns = data[at : at + 3]
-    at += 3
+        count, start, turns = data[at : at + 3]
+        at += 3
     if count | start | turns >= 128:  # noqa: PLR2004 - seven bits
         count, at = unpack_number(data, at - 3)
         start, at = unpack_number(data, at)
         turns, at = unpack_number(data, at)
-    pinned: tuple[int, ...] = ()
-    hides: tuple[int, ...] = ()
-    format_, key_id = ENTRY_FORMAT, ""
+    rare: tuple[Any, ...] = ()
     if flags & _MORE:
         size, at = unpack_number(data, at)
-        positions, hidden, format_, key_id = json.loads(data[at : at + size])
-        pinned, hides = tuple(positions), tuple(hidden)
+        pinned, hides, format_, key_id = json.loads(data[at : at + size])
+        rare = tuple(pinned), tuple(hides), format_, key_id
         at += size
     kind, closing = _KINDS[flags & 3], flags & _CLOSING != 0
-    entry = Entry.read(identifier, turn, token, epoch, data[at:], count, kind, closing, turns, start, pinned, hides, format_, key_id)
-    return StoredEntry(n, entry, moment(int.from_bytes(data[:_STORED], "big")))
+    entry = Entry.read(identifier, turn, token, epoch, data[at:], count, kind, closing, turns, start, *rare)
+    return _Stored(n, entry, data[:_STORED])
 
 
 def _unpack_apart(window: Sequence[int | bytes], epoch: str) -> Iterator[StoredEntry]:
