@@ -95,38 +95,25 @@ class Keys:
 
 def pack_name(name: str) -> bytes:
     """Return a name as it is stored: a tag and 16 bytes for the ids and the tokens this package makes, else its length and text."""
-    if bits := _of_hex(name):
-        return b"\xff" + bits
-    if bits := _of_base64(name):
-        return b"\xfe" + bits
+    size = len(name)
+    if size == 22 and name[21] in "AQgw":  # noqa: PLR2004 - 128 bits in base64 are 21 characters and a quarter
+        try:
+            packed = a2b_base64(name.encode().translate(_STANDARD) + b"==")  # it passes over what is not of its alphabet
+        except Base64Error:
+            packed = b""
+        if len(packed) == 16:  # noqa: PLR2004 - 128 bits
+            return b"\xfe" + packed
+    elif size == 32:  # noqa: PLR2004 - a UUID
+        try:
+            packed = bytes.fromhex(name)
+        except ValueError:
+            packed = b""
+        if packed.hex() == name:
+            return b"\xff" + packed
     text = name.encode()
     if len(text) < _LONG:
         return bytes((len(text),)) + text
     return b"\xfd" + len(text).to_bytes(2, "big") + text
-
-
-def _of_hex(name: str) -> bytes:
-    """Return the bits of a UUID; none of any other name."""
-    if len(name) == 32:  # noqa: PLR2004 - a UUID
-        try:
-            bits = bytes.fromhex(name)
-        except ValueError:
-            return b""
-        if bits.hex() == name:
-            return bits
-    return b""
-
-
-def _of_base64(name: str) -> bytes:
-    """Return the 128 bits of a token; none of any other name."""
-    if len(name) == 22 and name[21] in "AQgw":  # noqa: PLR2004 - 128 bits are 21 characters and a quarter
-        try:
-            bits = a2b_base64(name.encode().translate(_STANDARD) + b"==")  # it passes over what is not of its alphabet
-        except Base64Error:
-            return b""
-        if len(bits) == 16:  # noqa: PLR2004 - 128 bits
-            return bits
-    return b""
 
 
 def unpack_name(data: bytes, at: int = 0) -> tuple[str, int]:
@@ -175,13 +162,11 @@ def pack_entry(entry: Entry) -> bytes:
         document = json.dumps([entry.pinned, entry.hides, entry.format, entry.key_id], separators=(",", ":")).encode()
         more = pack_number(len(document)) + document
         flags |= _MORE
-    identifier, token = _of_hex(entry.id), _of_base64(entry.token)
-    if identifier and token and entry.turn == entry.id:
-        flags, turn = flags | _PLAIN | _ALONE, b""
-    elif identifier and token and (turn := _of_hex(entry.turn)):
-        flags |= _PLAIN
-    else:
-        identifier, token, turn = pack_name(entry.id), pack_name(entry.token), pack_name(entry.turn)
+    identifier, token = pack_name(entry.id), pack_name(entry.token)
+    turn = identifier if entry.turn == entry.id else pack_name(entry.turn)
+    if (identifier[0], token[0], turn[0]) == (_HEX, _BASE64, _HEX):
+        flags |= _PLAIN | _ALONE if turn is identifier else _PLAIN
+        identifier, token, turn = identifier[1:], token[1:], b"" if turn is identifier else turn[1:]
     numbers = pack_number(entry.count) + pack_number(entry.start) + pack_number(entry.turns)
     return b"".join((bytes((flags,)), identifier, token, turn, numbers, more, entry.body))
 

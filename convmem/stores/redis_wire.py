@@ -11,7 +11,7 @@ import random
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -180,18 +180,23 @@ class _Link(asyncio.Protocol):
         self.retired = False
         transport.set_protocol(self)
 
-    def send(self, calls: list[_Call], deadline: float) -> None:
-        """Write calls at once."""
+    def send(self, calls: Iterable[_Call], deadline: float) -> None:
+        """Write calls at once, but those that nobody waits for any more."""
         parts: list[bytes] = []
+        confirmed: list[_Call] = []
         for call in calls:
-            call.sent, call.deadline = True, deadline
-            parts += call.commands
-        self.flying += calls
-        if confirmed := [call for call in calls if call.acks]:
+            if not call.future.done():
+                call.sent, call.deadline = True, deadline
+                parts += call.commands
+                self.flying.append(call)
+                if call.acks is not None:
+                    confirmed.append(call)
+        if confirmed:
             confirmation = _Confirmation(confirmed, deadline)
             self.flying.append(confirmation)
             parts.append(confirmation.command)
-        self._transport.write(b"".join(parts))
+        if parts:
+            self._transport.write(b"".join(parts))
 
     def data_received(self, data: bytes) -> None:
         """Hand out replies in the order of the calls."""
@@ -239,11 +244,13 @@ class Lane:
     Args:
         make: Returns a connection that is not connected yet.
         patience: How long calls wait.
+        loop: The event loop of these tasks.
     """
 
-    def __init__(self, make: Callable[[], Awaitable[AbstractConnection]], patience: Patience) -> None:
+    def __init__(self, make: Callable[[], Awaitable[AbstractConnection]], patience: Patience, loop: asyncio.AbstractEventLoop) -> None:
         """Connect to nothing yet."""
         self._make = make
+        self._loop = loop
         self._patience = patience
         self._queue: deque[_Call] = deque()
         self._link: _Link | None = None
@@ -259,8 +266,8 @@ class Lane:
             Lost: No reply; the connection failed, or the patience was over.
             ResponseError: The server answered one of them with an error, the first such.
         """
-        queue, link, loop = self._queue, self._link, asyncio.get_running_loop()
-        future = loop.create_future()
+        queue, link, loop = self._queue, self._link, self._loop
+        future: asyncio.Future[list[Any]] = loop.create_future()
         if len(queue) + (len(link.flying) if link else 0) >= _MOST_WAITING:
             future.set_exception(Lost(f"{_MOST_WAITING} calls wait for it already", sent=False))
             return future
@@ -279,16 +286,13 @@ class Lane:
     def _send(self) -> None:
         """Send what waits."""
         link, queue = self._link, self._queue
-        if link is None or link.retired or not queue:
-            return
-        calls = [call for call in queue if not call.future.done()]
-        queue.clear()
-        if calls:
-            link.send(calls, asyncio.get_running_loop().time() + self._patience.reply)
+        if link is not None and queue and not link.retired:
+            link.send(queue, self._loop.time() + self._patience.reply)
+            queue.clear()
 
     def _look(self) -> None:
         """Give up what has waited too long, and look again as long as anything waits."""
-        loop, queue, link = asyncio.get_running_loop(), self._queue, self._link
+        loop, queue, link = self._loop, self._queue, self._link
         now = loop.time()
         while queue and queue[0].deadline <= now:
             queue.popleft().fail(ConnectionError(f"no connection within {self._patience.connect:g} s"))
@@ -304,7 +308,7 @@ class Lane:
         task, self._task = self._task, None
         if task is None or task.done():
             return
-        loop = task.get_loop()
+        loop = self._loop
         if loop.is_closed():
             return
         if loop is not asyncio.get_running_loop():
@@ -316,7 +320,7 @@ class Lane:
     async def _serve(self) -> None:
         """Connect and carry calls, for as long as there are any or the connection stays."""
         error: BaseException = asyncio.CancelledError()
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         task = asyncio.current_task()
         assert task is not None
         try:
@@ -432,7 +436,7 @@ class Wire(ABC):
                 self._lanes = {**{other: theirs for other, theirs in self._lanes.items() if not other.is_closed()}, loop: lanes}
         lane = lanes.get((address, durable))
         if lane is None:
-            lane = lanes[address, durable] = Lane(lambda: self._make(address), self._patience)
+            lane = lanes[address, durable] = Lane(lambda: self._make(address), self._patience, loop)
         return lane
 
     @abstractmethod
