@@ -18,6 +18,7 @@ from convmem.connection import SCOPE_KEY
 from convmem.context import current, work_around
 from convmem.conversation import Conversation, work_of
 from convmem.exceptions import ConfigurationError, ConversationBusy, HistoryExpired, HistoryLost, NoConversation
+from convmem.heartbeat import Heartbeat
 from convmem.idempotency import turn_of_job
 from convmem.identity import KeyRing, new_session_id as _new_session_id
 from convmem.keys import SessionKey
@@ -305,7 +306,7 @@ def _at_hand(store: Store | None) -> _AtHand:
     if store is not None:
         return _AtHand(_jobs.ledger(store, settings))
     opened = settings.open_store()
-    return _AtHand(Ledger(opened, _jobs.rules(settings)), opened=opened)
+    return _AtHand(Ledger(opened, _jobs.rules(settings), _jobs.heartbeat()), opened=opened)
 
 
 class _Jobs:
@@ -317,6 +318,7 @@ class _Jobs:
 
     def __init__(self) -> None:
         self._rules: tuple[Settings, Rules] | None = None
+        self._heartbeat: Heartbeat | None = None
         self._ledgers: WeakValueDictionary[tuple[int, int, asyncio.AbstractEventLoop], Ledger] = WeakValueDictionary()
 
     def rules(self, settings: Settings) -> Rules:
@@ -332,8 +334,15 @@ class _Jobs:
         name = (id(store), id(rules), asyncio.get_running_loop())
         ledger = self._ledgers.get(name)
         if ledger is None:
-            ledger = self._ledgers[name] = Ledger(store, rules)
+            ledger = self._ledgers[name] = Ledger(store, rules, self.heartbeat())
         return ledger
+
+    def heartbeat(self) -> Heartbeat:
+        """Return that of this event loop: it outlives the ledgers, so that a job after another makes no timer of its own."""
+        loop, heartbeat = asyncio.get_running_loop(), self._heartbeat
+        if heartbeat is None or heartbeat.loop is not loop:
+            self._heartbeat = heartbeat = Heartbeat(loop)
+        return heartbeat
 
 
 _jobs = _Jobs()

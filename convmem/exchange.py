@@ -61,14 +61,14 @@ class Exchange(Connection):
     _client_left = False
     _cut: ConvmemError | None = None
 
-    def __init__(self, services: Services, scope: Scope, path: str, receive: Receive, send: Send) -> None:
-        """Decide nothing yet."""
+    def __init__(self, services: Services, scope: Scope, path: str, receive: Receive, send: Send, task: asyncio.Task[object]) -> None:
+        """Decide nothing yet; the task is the one in which the app is called."""
         super().__init__(services, scope, path)
         self._receive = receive
         self._send = send
         self._method: str = scope["method"]
         self._leases, self._policy = services.routes.turn(self._method, path)
-        self._task = asyncio.current_task()
+        self._task = task
 
     async def run(self, app: ASGIApp) -> None:
         """Load, run the app, store, answer."""
@@ -91,7 +91,8 @@ class Exchange(Connection):
             if not (self._answered and ours(error)):
                 raise
         else:
-            await self._returned()
+            if self._held is not None or not self._settled:
+                await self._returned()
         finally:
             current.reset(before)
             self._let_go()
@@ -261,7 +262,7 @@ class Exchange(Connection):
             await self.interrupt()
             self._outcome = "interrupted"
             return
-        if not (self._leases or self._resolved.minted or self.turn is None) and self.turn.messages:
+        if not self._leases and self.turn is not None and self.turn.said and not self._resolved.minted and self.turn.messages:
             self._hint_at_turns()
         await self.finish()
         self._outcome = "stored"

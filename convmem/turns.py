@@ -33,6 +33,7 @@ from convmem.exceptions import (
     StoreUnavailable,
     TurnClosed,
 )
+from convmem.heartbeat import Heartbeat
 from convmem.identifiers import new_id, new_token
 from convmem.keys import SessionKey
 from convmem.messages import Edit, Item, Message, Note, decode_body, encode_edit, encode_message, encode_messages, encode_note
@@ -122,15 +123,24 @@ class Ledger:
         named: The turns with a name of their client's that run or wait here, by conversation and turn id, each with its fingerprint.
     """
 
-    def __init__(self, store: Store, rules: Rules) -> None:
-        """Open nothing."""
+    def __init__(self, store: Store, rules: Rules, heartbeat: Heartbeat | None = None) -> None:
+        """Open nothing; None for the heartbeat makes one when a turn is open."""
         self.store = store
         self.rules = rules
         self.turnstile = Turnstile(rules.max_waiting)
         self.evidence = Evidence(rules.ttl)
         self.named: dict[tuple[tuple[str, str, str], str], str] = {}
         self.outgrown = Outgrown()
+        self._heartbeat = heartbeat
         self._under_way: dict[asyncio.Task[Any], SessionKey] = {}
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """That of the turns in this event loop."""
+        loop = asyncio.get_running_loop()
+        if self._heartbeat is None or self._heartbeat.loop is not loop:
+            self._heartbeat = Heartbeat(loop)
+        return self._heartbeat
 
     def start(self, key: SessionKey, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start work on a conversation that has to end even when nobody waits for it."""
@@ -195,7 +205,7 @@ class Turn:
     _stored = _leaves_trace = False
     _counted = _will_count = False
     _supersedes = False
-    _beat: asyncio.TimerHandle | None = None
+    _heartbeat: Heartbeat | None = None
     _deadline = float("inf")
     _one_at_a_time: asyncio.Lock | None = None
     _decoded: Decoded | None = None
@@ -304,7 +314,8 @@ class Turn:
             self._end_now()
             return
         self._deadline = clock() + rules.turn_max.total_seconds()
-        self._schedule_renewal()
+        self._heartbeat = self.ledger.heartbeat
+        self._heartbeat.add(self, rules.lease.total_seconds() / 3)
 
     async def _give_way(self, give_up: float) -> None:
         """Wait for one poll of the others, as turns of this process have followed each other for long.
@@ -615,8 +626,8 @@ class Turn:
         self.ended = True
         if self._over is not None:
             self._over.set()
-        if self._beat is not None:
-            self._beat.cancel()
+        if self._heartbeat is not None:
+            self._heartbeat.remove(self)
         if self._announced:
             self.ledger.named.pop((self.key.path, self.id), None)
         if self._inside:
@@ -771,16 +782,14 @@ class Turn:
         identifier, epoch, n = new_id(), self.head.epoch or self._epoch, self.head.n + 1
         return Entry(identifier, identifier, self._token, epoch, kind=Kind.RESET, closing=True, turns=0, start=n)
 
-    # The lease, held by a timer
+    # The lease, held by the heartbeat
 
-    def _schedule_renewal(self) -> None:
-        pause = self.ledger.rules.lease.total_seconds() / 3
-        self._beat = asyncio.get_running_loop().call_later(pause, self._renew_soon)
-
-    def _renew_soon(self) -> None:
-        if not self.ended and asyncio.get_running_loop().time() < self._deadline:
-            self.ledger.start(self.key, self._locked(self._renew()))
-            self._schedule_renewal()
+    def renew_soon(self) -> bool:
+        """Begin to renew the lease, up to the end of the time a turn may take; return whether that is not over."""
+        if self.ended or asyncio.get_running_loop().time() >= self._deadline:
+            return False
+        self.ledger.start(self.key, self._locked(self._renew()))
+        return True
 
     async def _renew(self) -> None:
         """Renew under the lock, so that a renewal never takes back what an ending has released."""
