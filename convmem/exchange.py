@@ -72,7 +72,7 @@ class Exchange(Connection):
 
     async def run(self, app: ASGIApp) -> None:
         """Load, run the app, store, answer."""
-        if self._leases:
+        if self._leases and self._services.idempotency_header in dict(self._request["headers"]):
             await self._name_turn()
         if not self._defers:
             self._resolved = await self._services.reader.read(self._request)
@@ -196,8 +196,10 @@ class Exchange(Connection):
         if self._status >= _SERVER_ERRORS and self._raised is not None:
             await self._answer(self._raised)
             return
-        self._bodyless = self._method == "HEAD" or self._status in _BODYLESS
-        self._trailers = message.get("trailers", False)
+        if self._method == "HEAD" or self._status in _BODYLESS:
+            self._bodyless = True
+        if message.get("trailers"):
+            self._trailers = True
         self._held = held = dict(message)
         held["headers"] = headers = list(message.get("headers", ()))  # any iterable, perhaps one that can be read only once
         self._remaining = _content_length(headers)

@@ -37,7 +37,6 @@ from convmem.heartbeat import Heartbeat
 from convmem.identifiers import new_id, new_token
 from convmem.keys import SessionKey
 from convmem.messages import Edit, Item, Message, Note, decode_body, encode_edit, encode_message, encode_messages, encode_note
-from convmem.records import record
 from convmem.sight import Decoded, decode
 from convmem.stores.base import ENTRY_FORMAT, Appended, Entry, Head, Kind, Lease, Log, Lookup, Outcome, Store, StoredEntry
 from convmem.tokens import Meter
@@ -46,6 +45,8 @@ from convmem.windows import Window
 
 T = TypeVar("T")
 Policy = Literal["wait", "reject"]
+_Staged = tuple[Item, bytes, bool]
+"""A message, an edit or a note on its way to the store, encoded, and whether its entry is to be loaded with every window."""
 
 _PINNED = 8
 _PAUSES = (0.05, 0.2, 0.5)
@@ -86,15 +87,6 @@ class Rules:
             return window.turns
         page = min(max(window.tokens // _TOKENS_OF_A_TURN, _SMALLEST_PAGE), _LARGEST_FIRST_PAGE)
         return page if window.turns is None else min(page, window.turns)
-
-
-@record
-class _Staged:
-    """A message, an edit or a note on its way to the store; `pins` says that its entry is to be loaded with every window."""
-
-    item: Item
-    encoded: bytes
-    pins: bool
 
 
 class Outgrown:
@@ -508,33 +500,41 @@ class Turn:
                 known.add(item.id)
             one = _staged(item, pins=pins)
             staged.append(one)
-            length = len(one.encoded)
+            length = len(one[1])
             size += length
             largest = max(largest, length)
         if limited:
-            rules = self.ledger.rules
-            _limit("CONVMEM_MAX_MESSAGE_BYTES", rules.max_message_bytes, largest)
-            _limit("CONVMEM_MAX_TURN_BYTES", rules.max_turn_bytes, size)
-            _limit("CONVMEM_MAX_TURN_MESSAGES", rules.max_turn_messages, len(known))
-        for one in staged:
-            self._warn_if_said(one.item)
-            self.said.append(one.item)
+            self._need_room(largest, size, len(known))
+        for item, _, _ in staged:
+            self._warn_if_said(item)
+            self.said.append(item)
         self._bytes = size
         self._staged += staged
+
+    def _need_room(self, largest: int, size: int, messages: int) -> None:
+        rules = self.ledger.rules
+        for setting, allowed, actual in (
+            ("CONVMEM_MAX_MESSAGE_BYTES", rules.max_message_bytes, largest),
+            ("CONVMEM_MAX_TURN_BYTES", rules.max_turn_bytes, size),
+            ("CONVMEM_MAX_TURN_MESSAGES", rules.max_turn_messages, messages),
+        ):
+            if actual > allowed:
+                raise LimitExceeded(setting, allowed, actual)
 
     def _warn_if_said(self, item: Item) -> None:
         if not self.said or not isinstance(item, Message) or not item.text:
             return
         hidden: set[str] = set()
         for other in reversed(self.said):
-            if isinstance(other, Edit):
+            if isinstance(other, Message):
+                if _same_words(item, other) and other.id not in hidden:
+                    msg = "The same text was appended twice in one turn; does an adapter append what the handler appends too?"
+                    warnings.warn(msg, RepeatedTextWarning, stacklevel=6)
+                    return
+            elif isinstance(other, Edit):
                 if other.begins_anew:
                     return
                 hidden.update(other.ids)
-            elif isinstance(other, Message) and _same_words(item, other) and other.id not in hidden:
-                msg = "The same text was appended twice in one turn; does an adapter append what the handler appends too?"
-                warnings.warn(msg, RepeatedTextWarning, stacklevel=6)
-                return
 
     def _take_staged(self) -> list[_Staged]:
         with self._staging:
@@ -767,8 +767,8 @@ class Turn:
         self.id = self.id or identifier
         entry, self._will_count = entry_after(
             self.head,
-            [(one.item, one.pins) for one in staged],
-            encode_messages([one.encoded for one in staged]),
+            [(item, pins) for item, _, pins in staged],
+            encode_messages([encoded for _, encoded, _ in staged]),
             id=identifier,
             turn=self.id,
             token=self._token,
@@ -867,18 +867,13 @@ class _Attempt:
 
 
 def _staged(item: Item, *, pins: bool) -> _Staged:
-    if isinstance(item, Edit):
-        return _Staged(item, encode_edit(item), pins)
+    if isinstance(item, Message):
+        return item, encode_message(item), item.role == "system"
     if isinstance(item, Note):
-        return _Staged(item, encode_note(item), pins=False)
-    return _Staged(item, encode_message(item), item.role == "system")
+        return item, encode_note(item), False
+    return item, encode_edit(item), pins
 
 
 def _same_words(one: Message, other: Message) -> bool:
     """Return whether the same was said twice; two calls may have the same result."""
     return one.content == other.content and one.role == other.role and one.tool_call_id == other.tool_call_id
-
-
-def _limit(setting: str, allowed: int, actual: int) -> None:
-    if actual > allowed:
-        raise LimitExceeded(setting, allowed, actual)

@@ -96,16 +96,14 @@ class Work:
         """
         try:
             self.touch()
-            return self._loaded()
         except ConvmemError as error:
             self.note(error)
             raise
-
-    def _loaded(self) -> Turn:
         if self.turn is not None:
             return self.turn
-        msg = "Loading is deferred on this route: `await conversation.load(owner=…, session_id=…)` before reading or appending."
-        raise ConversationNotLoaded(msg)
+        with self.reporting():
+            msg = "Loading is deferred on this route: `await conversation.load(owner=…, session_id=…)` before reading or appending."
+            raise ConversationNotLoaded(msg)
 
     def reporting(self) -> Self:
         """Note the errors raised inside a ``with``."""
