@@ -219,7 +219,7 @@ class Conversation:
         with self._work.reporting():
             given: tuple[object, ...] = messages
             for message in given:
-                if not isinstance(message, Message | Note):
+                if not isinstance(message, (Message, Note)):
                     field = "append(message)"
                     reason = f"a {type(message).__name__} is no Message; use Message.user(text), Message.assistant(text), …"
                     raise InvalidMessage(field, reason)
