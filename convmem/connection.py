@@ -120,7 +120,7 @@ class Connection(Work, ABC):
 
     async def _open(self, key: SessionKey) -> Turn:
         self._asked = key
-        needs_existing = await self._needs_existing(key)
+        needs_existing = self._resolved.needs_existing if key is self._resolved.key else await self._needs_existing(key)
         turn = self._turn(key)
         await self._enter(turn, _claimed(self._request["headers"]))
         if needs_existing:
@@ -242,7 +242,7 @@ class Connection(Work, ABC):
         return turn
 
     def _check_order(self) -> None:
-        if self._scope is not None:
+        if self._scope is not None and self._scope.get("user") is not None:
             error = self._resolved.order_error(self._scope, owner=self._owner_given)
             if error is not None:
                 raise error

@@ -61,18 +61,18 @@ class Exchange(Connection):
     _client_left = False
     _cut: ConvmemError | None = None
 
-    def __init__(self, services: Services, scope: Scope, path: str, receive: Receive, send: Send) -> None:
-        """Decide nothing yet."""
+    def __init__(self, services: Services, scope: Scope, path: str, receive: Receive, send: Send, task: asyncio.Task[object]) -> None:
+        """Decide nothing yet; the task is the one in which the app is called."""
         super().__init__(services, scope, path)
         self._receive = receive
         self._send = send
         self._method: str = scope["method"]
         self._leases, self._policy = services.routes.turn(self._method, path)
-        self._task = asyncio.current_task()
+        self._task = task
 
     async def run(self, app: ASGIApp) -> None:
         """Load, run the app, store, answer."""
-        if self._leases:
+        if self._leases and self._services.idempotency_header in dict(self._request["headers"]):
             await self._name_turn()
         if not self._defers:
             self._resolved = await self._services.reader.read(self._request)
@@ -91,7 +91,8 @@ class Exchange(Connection):
             if not (self._answered and ours(error)):
                 raise
         else:
-            await self._returned()
+            if self._held is not None or not self._settled:
+                await self._returned()
         finally:
             current.reset(before)
             self._let_go()
@@ -195,8 +196,10 @@ class Exchange(Connection):
         if self._status >= _SERVER_ERRORS and self._raised is not None:
             await self._answer(self._raised)
             return
-        self._bodyless = self._method == "HEAD" or self._status in _BODYLESS
-        self._trailers = message.get("trailers", False)
+        if self._method == "HEAD" or self._status in _BODYLESS:
+            self._bodyless = True
+        if message.get("trailers"):
+            self._trailers = True
         self._held = held = dict(message)
         held["headers"] = headers = list(message.get("headers", ()))  # any iterable, perhaps one that can be read only once
         self._remaining = _content_length(headers)
@@ -261,7 +264,7 @@ class Exchange(Connection):
             await self.interrupt()
             self._outcome = "interrupted"
             return
-        if not (self._leases or self._resolved.minted or self.turn is None) and self.turn.messages:
+        if not self._leases and self.turn is not None and self.turn.said and not self._resolved.minted and self.turn.messages:
             self._hint_at_turns()
         await self.finish()
         self._outcome = "stored"

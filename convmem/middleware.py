@@ -108,13 +108,15 @@ class ConversationMiddleware:
             return
         task = asyncio.current_task()
         assert task is not None
-        inside_another = task in self._in_flight
+        exchange = Exchange(services, scope, path, receive, send, task)
+        if task in self._in_flight:  # the app calls itself
+            await exchange.run(self.app)
+            return
         self._in_flight.add(task)
         try:
-            await Exchange(services, scope, path, receive, send).run(self.app)
+            await exchange.run(self.app)
         finally:
-            if not inside_another:
-                self._in_flight.discard(task)
+            self._in_flight.discard(task)
 
     # Start and stop
 

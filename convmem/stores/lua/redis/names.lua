@@ -13,19 +13,19 @@ local function name(text, at)
 end
 
 -- The turn, the token and the id of an entry, and where its numbers stand: how many messages, how many turns, start. Its first
--- byte says whether they are two UUIDs with a base64 between, without their tags, and whether the turn is named by this entry.
+-- byte says whether they are two UUIDs with a base64 between, without their tags, and whether the id is the turn's, and left out.
 local PLAIN, ALONE = 16, 32
 local function names(text, at)
   local flags = byte(text, at)
   if flags >= PLAIN then
-    local entry, token = '\255' .. sub(text, at + 1, at + 16), '\254' .. sub(text, at + 17, at + 32)
-    if flags >= ALONE then return entry, token, entry, at + 33 end
-    return '\255' .. sub(text, at + 33, at + 48), token, entry, at + 49
+    local turn, token = '\255' .. sub(text, at + 1, at + 16), '\254' .. sub(text, at + 17, at + 32)
+    if flags >= ALONE then return turn, token, turn, at + 33 end
+    return turn, token, '\255' .. sub(text, at + 33, at + 48), at + 49
   end
-  local entry, token, turn
-  entry, at = name(text, at + 1)
+  local turn, token, entry
+  turn, at = name(text, at + 1)
   token, at = name(text, at)
-  turn, at = name(text, at)
+  entry, at = name(text, at)
   return turn, token, entry, at
 end
 
