@@ -1010,17 +1010,22 @@ class TestLife:
                 assert (await store.load(writer.key, turn=name)).turn is not None
 
     async def test_an_entry_comes_back_whoever_names_its_turn(self, server: valkey.Valkey) -> None:
-        """Most turns are named by their entry, and that name is stored once: it is never taken for another's."""
-        async with at(server.port) as store:
+        """Most turns are named by their entry, and that name is stored once: it is never taken for another's, nor looked for in vain."""
+        async with Proxy(HOST, server.port) as proxy, at(proxy.port) as store:
             writer = Writer(store)
             for count in (1, 127, 128, 16384):
                 for made in (whole, Writer.entry):
                     entry = replace(made(writer), count=count)
                     await writer.append(entry)
+                    await store.load(writer.key, turns=1)
+                    proxy.count_anew()
                     log = await store.load(writer.key, turns=1, turn=entry.turn)
+                    assert proxy.round_trips == 1
                     assert [stored.entry for stored in log.entries] == [entry]
                     assert log.turn is not None
                     assert (log.turn.state, log.turn.position) == ("complete", writer.head.n)
+                    assert len((await store.load(writer.key, messages=count)).entries) == 1
+                    assert len((await store.load(writer.key, messages=count + 1)).entries) == min(2, writer.head.n)
 
 
 async def test_a_slot_that_moves_is_followed(tmp_path: Path) -> None:
