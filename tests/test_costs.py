@@ -242,7 +242,7 @@ CALLS = {
     "a visitor who only passes by": (still.bare, "GET", 0, 56),
     "a visitor who reads nothing": (still.reading, "GET", 0, 71),
     "a commit": (still.appending, "POST", 0, 142),
-    "a window of fifty messages, read": (still.talking, "POST", 25, 400),
+    "a window of fifty messages, read": (still.talking, "POST", 25, 300),
 }
 """App, method, turns in the window, and how many calls of convmem's functions it may take."""
 
