@@ -10,7 +10,7 @@ import asyncio
 import random
 import threading
 import warnings
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -473,7 +473,7 @@ class Turn:
         """Append messages, edits and notes, all or none: encode them now, store them with the next save, in one entry.
 
         A message whose id is already in this turn is left out. `limited=False` is for text already counted by a recording;
-        `pins=True` is for an edit that hides a system message, which must be loaded wherever that message would be.
+        `pins=True` is for an edit of a system message, which must be loaded wherever that message is (`edit_pins`).
 
         Raises:
             InvalidMessage: One cannot be stored and read back equal.
@@ -855,6 +855,14 @@ def entry_after(
         key_id=key_id,
     )
     return entry, counted
+
+
+def edit_pins(edit: Edit, in_sight: Iterable[Message]) -> bool:
+    """Return whether an edit is to be loaded with every window: when it concerns a system message, which is.
+
+    One that begins anew is not: it ends what is loaded with every window.
+    """
+    return not edit.begins_anew and any(message.role == "system" and edit.concerns(message) for message in in_sight)
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ from convmem.stores.base import (
     page_cursor,
     read_page_cursor,
 )
+from convmem.stores.packing import moment, pack_name
 from convmem.stores.redis_server import Report
 from convmem.stores.redis_wire import Acks, Address, ClusterWire, Lost, Part, Patience, SingleWire, Wire, pack
 
@@ -169,7 +170,7 @@ class RedisStore(Store):
 
     async def release(self, key: SessionKey, token: str) -> None:
         """See `Store.release`."""
-        await self._run("release", self._keys.of(key), (layout.pack_name(token),))
+        await self._run("release", self._keys.of(key), (pack_name(token),))
 
     async def list(
         self,
@@ -196,7 +197,7 @@ class RedisStore(Store):
                 break
             beyond = found[-1]
         for score, row in items[:limit]:  # one on a later page must not move in front of this one
-            if layout.moment(row.updated) - layout.moment(int(score)) > _LAG:
+            if moment(row.updated) - moment(int(score)) > _LAG:
                 await self._command("list", index, "ZADD", index, "XX", "GT", row.updated, row.key.session_id)
         cursor = page_cursor(items[limit - 1][0], items[limit - 1][1].key.session_id) if len(items) > limit else None
         return Page(tuple(row.listed() for _, row in items[:limit]), cursor)
@@ -208,7 +209,7 @@ class RedisStore(Store):
         score, session = ("", "") if place is None else (f"{place[0]:.0f}", place[1])
         args = (direction, score, session.encode("utf-8", "replace"), limit)
         ((now, page),) = await self._run("browse", (index,), args, operation="list")
-        return layout.moment(now), [(float(score), session.decode()) for session, score in zip(page[::2], page[1::2], strict=True)]
+        return moment(now), [(float(score), session.decode()) for session, score in zip(page[::2], page[1::2], strict=True)]
 
     async def _peek(self, index: bytes, found: Sequence[tuple[float, str]]) -> Sequence[_Row]:
         """Return the facts of an index's sessions, all in one trip to each node."""
@@ -221,7 +222,7 @@ class RedisStore(Store):
         """Return whether a listed conversation exists; take it out of the index where it surely does not."""
         if row.head.epoch:
             return True
-        if now - layout.moment(int(score)) > _SURELY_OVER:  # the append that was to follow its listing is not under way any more
+        if now - moment(int(score)) > _SURELY_OVER:  # the append that was to follow its listing is not under way any more
             await self._run("forget", (index,), (session.encode(), f"{score:.0f}".encode()), operation="list")
         return False
 
@@ -420,7 +421,7 @@ class _Row(NamedTuple):
         return cls(key, layout.unpack_head(head), int(created), int(updated), bool(expired))
 
     def listed(self) -> Listed:
-        created, updated = layout.moment(self.created), layout.moment(self.updated)
+        created, updated = moment(self.created), moment(self.updated)
         return Listed(self.key, self.head.turns, created, updated, self.head.revision, self.expired)
 
 
@@ -461,7 +462,7 @@ class _Place(NamedTuple):
 
 
 def _is_older(row: _Row, than: datetime | None) -> bool:
-    return than is None or layout.moment(row.updated) < than
+    return than is None or moment(row.updated) < than
 
 
 def _is_listed(key: SessionKey) -> bool:
