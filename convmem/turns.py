@@ -647,8 +647,7 @@ class Turn:
 
     async def _do(self, *, closing: bool, ends: bool) -> None:
         """Write, which may be done twice. When the caller is cancelled meanwhile, it is done again, in a task of its own, to its end."""
-        at_work = self._leased or self._staged or self._pending or self._one_at_a_time or self.refused
-        if ends and not (at_work or (closing and self._stored)):
+        if ends and not (self._leased or self._staged or self._one_at_a_time):  # nothing was ever written, and nothing is to be
             self._end_now()
             return
         work = self._end if ends else self._write
