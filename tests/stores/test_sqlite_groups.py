@@ -32,8 +32,8 @@ def key(number: int) -> SessionKey:
     return SessionKey.for_user(number)
 
 
-def turn(number: int, after: Head = Head(), body: bytes = b"[]", count: int = 2) -> Entry:  # noqa: B008 - frozen
-    return Entry(f"e{number}.{after.n}", f"t{number}.{after.n}", f"token{number}", after.epoch or f"epoch{number}", body, count, turns=1)
+def turn(number: int, after: Head = Head(), body: bytes = b"[]", turns: int = 1) -> Entry:  # noqa: B008 - frozen
+    return Entry(f"e{number}.{after.n}", f"t{number}.{after.n}", f"token{number}", after.epoch or f"epoch{number}", body, 2, turns=turns)
 
 
 async def first_turn(store: SQLiteStore, number: int) -> Appended:
@@ -156,7 +156,7 @@ async def test_who_fails_in_a_group_fails_alone(path: Path) -> None:
             store,
             lambda: first_turn(store, 1),
             lambda: store.append(key(2), Head(), turn(2, body=b"[" + b" " * 200_000 + b"]")),
-            lambda: store.append(key(3), Head(), turn(3, count=2**64)),
+            lambda: store.append(key(3), Head(), turn(3, turns=2**64)),
             lambda: first_turn(store, 4),
         )
         assert [type(answer) for answer in answers] == [Appended, StoreUnavailable, OverflowError, Appended]
