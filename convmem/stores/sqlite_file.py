@@ -76,14 +76,28 @@ class _Lane:
 
     def __init__(self, opening: Opening, name: str) -> None:
         self.jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._asked: dict[asyncio.AbstractEventLoop, list[Job]] = {}
+        self._handing = threading.Lock()
         self._thread = threading.Thread(target=_serve, args=(self.jobs, opening), name=name, daemon=True)
 
     def put(self, job: Job) -> None:
-        self.jobs.put(job)
-        if not self._thread.ident:
-            self._thread.start()
+        """Hand over what one step of an event loop asks for together: a thread that wakes for the first finds all the others."""
+        with self._handing:
+            asked = self._asked.setdefault(job.loop, [])
+            asked.append(job)
+        if len(asked) == 1:
+            job.loop.call_soon(self._hand_over, job.loop)
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._handing:
+            for job in self._asked.pop(loop, ()):
+                self.jobs.put(job)
+            if not self._thread.ident:
+                self._thread.start()
 
     def close(self) -> None:
+        for loop in tuple(self._asked):
+            self._hand_over(loop)
         self.jobs.put(None)
         if self._thread.ident:
             self._thread.join()

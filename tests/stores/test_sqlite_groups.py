@@ -292,6 +292,33 @@ def test_a_group_may_be_of_several_event_loops(path: Path) -> None:
     assert {number: answer.outcome for number, answer in answers.items()} == {1: Outcome.STORED, 2: Outcome.STORED}
 
 
+def test_what_a_loop_asked_for_before_the_store_was_closed_is_done(path: Path) -> None:
+    """The jobs of a step are handed over at its end: a close from another loop must not come between."""
+    store = SQLiteStore(path)
+    answers: list[Appended] = []
+    asked, closed = threading.Event(), threading.Event()
+
+    async def ask() -> None:
+        task = asyncio.create_task(first_turn(store, 0))
+        await asyncio.sleep(0)
+        asked.set()
+        assert closed.wait(60)  # this loop stands still meanwhile
+        async with asyncio.timeout(60):
+            answers.append(await task)
+
+    async def close() -> None:
+        await asyncio.to_thread(asked.wait, 60)
+        await store.aclose()
+
+    asking = threading.Thread(target=asyncio.run, args=(ask(),))
+    asking.start()
+    asyncio.run(close())
+    closed.set()
+    asking.join()
+    assert [answer.outcome for answer in answers] == [Outcome.STORED]
+    assert asyncio.run(stored(path, range(1))) == {0}
+
+
 @pytest.fixture
 def threads() -> Callable[[], set[str]]:
     """Return the names of the threads that stores have started since; those of other tests may still be about to end."""
