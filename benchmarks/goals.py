@@ -161,8 +161,8 @@ def _served(results: Results, plan: Plan) -> Iterator[Goal]:
 
 
 def _worker(results: Results) -> Iterator[Goal]:
-    if "import" in results.facts:
-        yield Goal("importing convmem, after starlette and pydantic", "≤", 60, [results.facts["import"] * 1e3], " ms", 0)
+    for line, seconds in results.facts.get("imports", {}).items():
+        yield Goal(f"`{line}`, after starlette and pydantic", "≤", 60, [seconds * 1e3], " ms", 1)
     idle = [results.idle.get(f"uvicorn, {name}") for name in ("convmem, the handler reads nothing", "no memory")]
     if idle[0] and idle[1]:
         yield Goal("memory of an idle worker on Redis, over the app without a memory", "≤", 15, [(idle[0] - idle[1]) / _MEGABYTE], " MB", 1)

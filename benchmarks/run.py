@@ -36,6 +36,8 @@ _LONG = 1000
 _PATIENCE = 5.0
 """Seconds that one long conversation may take to be made, if many are to be."""
 _IMPORTS = 7
+_IMPORTED = ("import convmem", "from convmem import ConversationMiddleware, Message, Settings, get_conversation")
+"""The second is what an app has imported once it runs."""
 _SERVED_TIMES = 3
 """A server under load takes longer to show what it does than a call does."""
 _SERVERS = ("redis", "postgresql")
@@ -287,7 +289,9 @@ class Run:
             pythons[name] = environments.make(name)
         self.results.facts = {**facts(pythons), "plan": asdict(self.plan)}
         if "own" in pythons:
-            self.results.facts["import"] = statistics.median(imports(pythons["own"]) for _ in range(_IMPORTS))
+            self.results.facts["imports"] = {
+                line: statistics.median(imports(pythons["own"], line) for _ in range(_IMPORTS)) for line in _IMPORTED
+            }
         with ExitStack() as servers:
             self.say("servers")
             places = Places(servers)
@@ -457,13 +461,11 @@ def facts(pythons: dict[str, Path]) -> dict[str, Any]:
     }
 
 
-def imports(python: Path) -> float:
-    """Return how many seconds of CPU importing convmem takes in a new process that has imported starlette and pydantic."""
+def imports(python: Path, line: str) -> float:
+    """Return how many seconds of CPU a line that imports takes in a new process that has imported starlette and pydantic."""
     code = (
         "import starlette.applications, starlette.requests, starlette.responses, pydantic, time\n"
-        "pydantic.BaseModel; began = time.process_time()\n"
-        "from convmem import ConversationMiddleware, Message, Settings, get_conversation\n"
-        "print(time.process_time() - began)"
+        f"pydantic.BaseModel; began = time.process_time()\n{line}\nprint(time.process_time() - began)"
     )
     return float(subprocess.run([str(python), "-c", code], capture_output=True, check=True).stdout)
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
+from contextvars import Token
+from dataclasses import dataclass, replace
+from types import TracebackType
+from weakref import WeakValueDictionary
 
 from starlette.requests import HTTPConnection
 
@@ -14,13 +19,14 @@ from convmem.connection import SCOPE_KEY
 from convmem.context import current, work_around
 from convmem.conversation import Conversation, work_of
 from convmem.exceptions import ConfigurationError, ConversationBusy, HistoryExpired, HistoryLost, NoConversation
+from convmem.heartbeat import Heartbeat
 from convmem.idempotency import turn_of_job
 from convmem.identity import KeyRing, new_session_id as _new_session_id
 from convmem.keys import SessionKey
 from convmem.middleware import rules_of
 from convmem.routes import Routes
 from convmem.stores.base import Page, Store
-from convmem.turns import Ledger, Turn
+from convmem.turns import Ledger, Rules, Turn
 from convmem.work import Work
 
 _INSTALL = "app.add_middleware(ConversationMiddleware)"
@@ -72,10 +78,9 @@ def _scope_of(source: object) -> Mapping[str, object]:
     return {}
 
 
-@asynccontextmanager
-async def open_conversation(
+def open_conversation(
     key: SessionKey, *, store: Store | None = None, idempotency_key: str | None = None
-) -> AsyncGenerator[Conversation, None]:
+) -> AbstractAsyncContextManager[Conversation]:
     """Open a turn outside a request: in a job, a script, a notebook, a webhook. The same rules as for a request's turn.
 
     The turn is stored when the block ends. When it raises, what `save` and `record` have stored stays and reads as
@@ -94,26 +99,51 @@ async def open_conversation(
         StoreUnavailable: The store did not answer.
         ConfigurationError: The environment's settings cannot work.
     """
-    outer = work_around()
-    async with _ledger(store) as ledger:
-        turn = Turn(ledger, key, turn_id=turn_of_job(idempotency_key))
-        with _noting(outer):
-            if outer is not None and outer.runs(key, ledger.store):
-                raise ConversationBusy(own_turn=True)
-            await turn.begin()
-        work = Work(ledger, turn, within=outer)
-        conversation = Conversation(work)
-        before = current.set(conversation)
+    return _Job(key, store, idempotency_key)
+
+
+class _Job(AbstractAsyncContextManager[Conversation]):
+    """See `open_conversation`: begins the turn, makes its conversation the current one, and ends both."""
+
+    _outer: Work | None
+    _at_hand: _AtHand
+    _work: Work
+    _before: Token[Conversation | None]
+
+    def __init__(self, key: SessionKey, store: Store | None, name: str | None) -> None:
+        self._key, self._store, self._name = key, store, name
+
+    async def __aenter__(self) -> Conversation:
+        turn_id = turn_of_job(self._name)
+        self._outer = outer = work_around()
+        self._at_hand = at_hand = _at_hand(self._store)
+        turn = Turn(at_hand.ledger, self._key, turn_id=turn_id)
         try:
-            yield conversation
-        except BaseException as error:
-            await work.end_broken(error)
-            raise
-        else:
             with _noting(outer):
-                await work.finish()
+                await self._begin(turn)
+        except BaseException:
+            await at_hand.done(self._key)
+            raise
+        self._work = Work(at_hand.ledger, turn, within=outer)
+        conversation = Conversation(self._work)
+        self._before = current.set(conversation)
+        return conversation
+
+    async def _begin(self, turn: Turn) -> None:
+        if self._outer is not None and self._outer.runs(turn.key, turn.ledger.store):
+            raise ConversationBusy(own_turn=True)
+        await turn.begin()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        try:
+            if error is not None:
+                await self._work.end_broken(error)
+                return
+            with _noting(self._outer):
+                await self._work.finish()
         finally:
-            current.reset(before)
+            current.reset(self._before)
+            await self._at_hand.done(self._key)
 
 
 @asynccontextmanager
@@ -236,20 +266,85 @@ def _noting(work: Work | None) -> AbstractContextManager[None]:
 
 @asynccontextmanager
 async def _ledger(store: Store | None) -> AsyncGenerator[Ledger, None]:
-    """Return the ledger to work with: of the middleware around this code, over a store given, or over the environment's."""
+    """Return the ledger to work with, and close the store afterwards if it was opened for this."""
+    at_hand = _at_hand(store)
+    try:
+        yield at_hand.ledger
+    finally:
+        if at_hand.opened is not None:
+            await at_hand.opened.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class _AtHand:
+    """A ledger to work with.
+
+    Attributes:
+        borrowed: Whether it is that of the middleware around this code, which sees to the end of what is under way.
+        opened: The store to close; None when it was there before.
+    """
+
+    ledger: Ledger
+    borrowed: bool = False
+    opened: Store | None = None
+
+    async def done(self, key: SessionKey) -> None:
+        """Let the writes of a turn on that conversation end, for a bounded time, and close what was opened."""
+        try:
+            if not self.borrowed:
+                await self.ledger.settle(key, _DRAIN_SECONDS)
+        finally:
+            if self.opened is not None:
+                await self.opened.aclose()
+
+
+def _at_hand(store: Store | None) -> _AtHand:
+    """Return the ledger of the middleware around this code, one over a store given, or one over the environment's."""
     work = work_around()
     if work is not None and (store is None or store is work.ledger.store):
-        yield work.ledger
-        return
+        return _AtHand(work.ledger, borrowed=True)
     settings = Settings.at_hand()
-    opened = store or settings.open_store()
-    ledger = Ledger(opened, rules_of(settings))
-    try:
-        yield ledger
-    finally:
-        await ledger.drain(_DRAIN_SECONDS)
-        if store is None:
-            await opened.aclose()
+    if store is not None:
+        return _AtHand(_jobs.ledger(store, settings))
+    opened = settings.open_store()
+    return _AtHand(Ledger(opened, _jobs.rules(settings), _jobs.heartbeat()), opened=opened)
 
 
+class _Jobs:
+    """What the turns that are open outside of requests have in common.
+
+    Those on one store, under the same rules and in the same event loop, are of one ledger: of several on one conversation each hands
+    over to the next one, and none asks the store over and over whether it is free. A ledger lives as long as a turn of it is open.
+    """
+
+    def __init__(self) -> None:
+        self._rules: tuple[Settings, Rules] | None = None
+        self._heartbeat: Heartbeat | None = None
+        self._ledgers: WeakValueDictionary[tuple[int, int, asyncio.AbstractEventLoop], Ledger] = WeakValueDictionary()
+
+    def rules(self, settings: Settings) -> Rules:
+        """Return the rules of these settings, the same object for the same object; any number of jobs may wait, they block no request."""
+        known = self._rules
+        if known is None or known[0] is not settings:
+            self._rules = known = (settings, replace(rules_of(settings), max_waiting=sys.maxsize))
+        return known[1]
+
+    def ledger(self, store: Store, settings: Settings) -> Ledger:
+        """Return the ledger of the turns on this store."""
+        rules = self.rules(settings)
+        name = (id(store), id(rules), asyncio.get_running_loop())
+        ledger = self._ledgers.get(name)
+        if ledger is None:
+            ledger = self._ledgers[name] = Ledger(store, rules, self.heartbeat())
+        return ledger
+
+    def heartbeat(self) -> Heartbeat:
+        """Return that of this event loop: it outlives the ledgers, so that a job after another makes no timer of its own."""
+        loop, heartbeat = asyncio.get_running_loop(), self._heartbeat
+        if heartbeat is None or heartbeat.loop is not loop:
+            self._heartbeat = heartbeat = Heartbeat(loop)
+        return heartbeat
+
+
+_jobs = _Jobs()
 _DRAIN_SECONDS = 5.0

@@ -6,7 +6,6 @@ import logging
 import os
 import tempfile
 from datetime import timedelta
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, cast
 
@@ -206,10 +205,7 @@ class Settings(BaseSettings):
 
         For what asks each time, such as `open_conversation`. Files of secrets are read each time.
         """
-        environ = os.environ.copy()
-        if any(f"{types.variable_of(name)}_FILE" in environ for name in types.SECRETS):
-            return cls.from_environment(environ)
-        return _settings_of(frozenset(environ.items()))
+        return _newest.settings()
 
     @classmethod
     def settings_customise_sources(
@@ -361,9 +357,39 @@ class Settings(BaseSettings):
         return format_duration(value) if isinstance(value, timedelta) else _plain_text(value)
 
 
-@lru_cache(maxsize=1)
-def _settings_of(environ: frozenset[tuple[str, str]]) -> Settings:
-    return Settings.from_environment(dict(environ))
+class _Read(NamedTuple):
+    """The settings of an environment, and what they were read from; a file may say something else by now."""
+
+    variables: Mapping[object, object]
+    with_files: bool
+    settings: Settings
+
+
+class _Newest:
+    """The settings of the process's environment as they were read last."""
+
+    _read: _Read | None = None
+
+    def settings(self) -> Settings:
+        """Return them, the same object for the same variables and files.
+
+        The variables are compared as the interpreter keeps them: to decode thirty of them takes longer than a turn. Where they cannot
+        be seen so, because something else stands in the place of ``os.environ``, they are compared decoded.
+        """
+        variables = cast("Mapping[object, object]", getattr(os.environ, "_data", os.environ))
+        read = self._read
+        if read is not None and read.variables == variables and not read.with_files:
+            return read.settings
+        before = dict(variables)
+        with_files = any(os.environ.get(f"{types.variable_of(name)}_FILE") for name in types.SECRETS)
+        settings = Settings.from_environment()
+        if read is not None and read.variables == before and read.settings == settings:
+            return read.settings
+        self._read = _Read(before, with_files, settings)
+        return settings
+
+
+_newest = _Newest()
 
 
 def open_store(url: str | StoreURL, *, namespace: str = "convmem", migrate: Literal["auto", "check", "off"] = "auto") -> Store:

@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import TypeVar, cast
 
 from convmem import windows
@@ -22,7 +22,7 @@ from convmem.messages import Edit, Message, Note, decode_messages, edited
 from convmem.recording import Recording, close, each
 from convmem.sight import Decoded, Said
 from convmem.stores.base import Store
-from convmem.turns import Turn
+from convmem.turns import Turn, edit_pins
 from convmem.work import Work
 
 C = TypeVar("C")
@@ -219,7 +219,7 @@ class Conversation:
         with self._work.reporting():
             given: tuple[object, ...] = messages
             for message in given:
-                if not isinstance(message, Message | Note):
+                if not isinstance(message, (Message, Note)):
                     field = "append(message)"
                     reason = f"a {type(message).__name__} is no Message; use Message.user(text), Message.assistant(text), …"
                     raise InvalidMessage(field, reason)
@@ -236,11 +236,8 @@ class Conversation:
         with self._work.reporting():
             turn = self._work.used
             decoded = turn.decoded()
-            everything = [*decoded.pinned, *(item for items, _ in decoded.turns for item in items), *turn.said]
-            hides_system = edit.action == "hide" and any(
-                isinstance(item, Message) and item.role == "system" and edit.concerns(item) for item in everything
-            )
-            turn.stage([edit, *messages], pins=hides_system and not edit.begins_anew)
+            in_sight = edited([decoded.pinned, *(items for items, _ in decoded.turns), turn.said])
+            turn.stage([edit, *messages], pins=edit_pins(edit, chain(*in_sight)))
 
     async def load(self, *, owner: str | None = None, session_id: str | None = None) -> None:
         """Load the conversation, where loading is deferred; elsewhere move to another one before anything is appended.

@@ -16,11 +16,11 @@ from hashlib import sha256
 
 from convmem.access import ledger_at_hand
 from convmem.exceptions import StoreUnavailable
-from convmem.messages import Edit, Item, Message
+from convmem.messages import Edit, Item, Message, edited
 from convmem.sources import open_source
 from convmem.sources.base import Batch, LeftOut
 from convmem.stores.base import Entry, Head, Lease, Log, Outcome, Store
-from convmem.turns import entry_after
+from convmem.turns import edit_pins, entry_after
 from convmem.walks import patiently
 
 _TERM = timedelta(seconds=10)
@@ -154,7 +154,7 @@ class _Conversation:
         self._refused = False
         self._turn = ""
         self._counted = False
-        self._system: set[str] = set()
+        self._system: list[Message] = []  # those in sight
         self._token = _digest("lease", *self.key.path)
         self._renewed: float | None = None
 
@@ -219,15 +219,16 @@ class _Conversation:
         )
 
     def _pins(self, item: Item) -> bool:
-        """Return whether this is to be loaded with every window: a system message, or what hides one."""
+        """Return whether this is to be loaded with every window: a system message, or an edit of one."""
         if isinstance(item, Message):
             if item.role == "system":
-                self._system.add(item.id)
+                self._system.append(item)
             return item.role == "system"
         if not isinstance(item, Edit):
             return False
-        about_system = not self._system.isdisjoint(item.ids) or (item.before == "archived" and bool(self._system))
-        return item.action == "hide" and not item.begins_anew and about_system
+        pins = edit_pins(item, self._system)
+        (self._system, _) = edited([self._system, [item]])
+        return pins
 
     async def _append(self, entry: Entry) -> None:
         if not await self._holds(entry):

@@ -100,21 +100,24 @@ class ConversationMiddleware:
             await _turn_away(error, scope, receive, send)
             return
         path = route_path(scope)
-        if not services.routes.covers(path):
+        route = services.routes.find(scope["method"] if kind == "http" else "WEBSOCKET", path)
+        if route is None:
             await self.app({**scope, SCOPE_KEY: services.routes}, receive, send)
             return
         if kind == "websocket":
-            await WebSocket(services, scope, path, receive, send).run(self.app)
+            await WebSocket(services, scope, path, route, receive, send).run(self.app)
             return
         task = asyncio.current_task()
         assert task is not None
-        inside_another = task in self._in_flight
+        exchange = Exchange(services, scope, path, route, receive, send, task)
+        if task in self._in_flight:  # the app calls itself
+            await exchange.run(self.app)
+            return
         self._in_flight.add(task)
         try:
-            await Exchange(services, scope, path, receive, send).run(self.app)
+            await exchange.run(self.app)
         finally:
-            if not inside_another:
-                self._in_flight.discard(task)
+            self._in_flight.discard(task)
 
     # Start and stop
 

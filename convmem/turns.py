@@ -10,11 +10,11 @@ import asyncio
 import random
 import threading
 import warnings
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from functools import cached_property, partial
+from functools import cached_property
 from math import ceil
 from typing import Any, Literal, TypeVar
 
@@ -33,10 +33,10 @@ from convmem.exceptions import (
     StoreUnavailable,
     TurnClosed,
 )
+from convmem.heartbeat import Heartbeat
 from convmem.identifiers import new_id, new_token
 from convmem.keys import SessionKey
 from convmem.messages import Edit, Item, Message, Note, decode_body, encode_edit, encode_message, encode_messages, encode_note
-from convmem.records import record
 from convmem.sight import Decoded, decode
 from convmem.stores.base import ENTRY_FORMAT, Appended, Entry, Head, Kind, Lease, Log, Lookup, Outcome, Store, StoredEntry
 from convmem.tokens import Meter
@@ -77,14 +77,14 @@ class Rules:
     max_turn_bytes: int = 16 * 2**20
     max_turn_messages: int = 256
 
-
-@record
-class _Staged:
-    """A message, an edit or a note on its way to the store; `pins` says that its entry is to be loaded with every window."""
-
-    item: Item
-    encoded: bytes
-    pins: bool
+    @cached_property
+    def first_page(self) -> int | None:
+        """How many turns to load at first; the whole window, when that can be said in turns."""
+        window = self.window
+        if window.tokens is None:
+            return window.turns
+        page = min(max(window.tokens // _TOKENS_OF_A_TURN, _SMALLEST_PAGE), _LARGEST_FIRST_PAGE)
+        return page if window.turns is None else min(page, window.turns)
 
 
 class Outgrown:
@@ -113,47 +113,54 @@ class Ledger:
         named: The turns with a name of their client's that run or wait here, by conversation and turn id, each with its fingerprint.
     """
 
-    def __init__(self, store: Store, rules: Rules) -> None:
-        """Open nothing."""
+    def __init__(self, store: Store, rules: Rules, heartbeat: Heartbeat | None = None) -> None:
+        """Open nothing; None for the heartbeat makes one when a turn is open."""
         self.store = store
         self.rules = rules
         self.turnstile = Turnstile(rules.max_waiting)
         self.evidence = Evidence(rules.ttl)
         self.named: dict[tuple[tuple[str, str, str], str], str] = {}
         self.outgrown = Outgrown()
-        self._under_way: set[asyncio.Task[Any]] = set()
+        self._heartbeat = heartbeat
+        self._under_way: dict[asyncio.Task[Any], SessionKey] = {}
 
-    async def finish(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Do work that may be done twice. When the caller is cancelled meanwhile, it is done again, in a task of its own, to its end."""
-        try:
-            return await work()
-        except asyncio.CancelledError:
-            self.start(work())
-            raise
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """That of the turns in this event loop."""
+        loop = asyncio.get_running_loop()
+        if self._heartbeat is None or self._heartbeat.loop is not loop:
+            self._heartbeat = Heartbeat(loop)
+        return self._heartbeat
 
-    async def in_own_task(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do work that must not be done twice: a caller that is cancelled does not take it along."""
-        return await asyncio.shield(self.start(work))
-
-    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Start work that has to end even when nobody waits for it."""
+    def start(self, key: SessionKey, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start work on a conversation that has to end even when nobody waits for it."""
         task = asyncio.ensure_future(work)
-        self._under_way.add(task)
+        self._under_way[task] = key
         task.add_done_callback(self._ended)
         return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._under_way.discard(task)
+        del self._under_way[task]
         if not task.cancelled():
             task.exception()
+
+    async def settle(self, key: SessionKey, seconds: float) -> None:
+        """Wait until no write to this conversation is under way, at most so long."""
+        if self._under_way:
+            await _end_of([task for task, of in self._under_way.items() if of == key], seconds)
 
     async def drain(self, seconds: float) -> None:
         """Wait until no turn is open and no write is under way, for each at most so long."""
         await self.turnstile.rest(seconds)
-        here = asyncio.get_running_loop()
-        tasks = [task for task in self._under_way if task.get_loop() is here]
-        if tasks:
-            await asyncio.wait(tasks, timeout=seconds)
+        await _end_of(list(self._under_way), seconds)
+
+
+async def _end_of(tasks: Sequence[asyncio.Task[Any]], seconds: float) -> None:
+    """Wait for those of the tasks that run in this event loop."""
+    here = asyncio.get_running_loop()
+    tasks = [task for task in tasks if task.get_loop() is here]
+    if tasks:
+        await asyncio.wait(tasks, timeout=seconds)
 
 
 class Turn:
@@ -188,8 +195,9 @@ class Turn:
     _stored = _leaves_trace = False
     _counted = _will_count = False
     _supersedes = False
-    _beat: asyncio.TimerHandle | None = None
+    _heartbeat: Heartbeat | None = None
     _deadline = float("inf")
+    _one_at_a_time: asyncio.Lock | None = None
     _decoded: Decoded | None = None
 
     def __init__(self, ledger: Ledger, key: SessionKey, *, turn_id: str | None = None, fingerprint: str = "", stored: bool = True) -> None:
@@ -209,9 +217,9 @@ class Turn:
             self.id, self._named = turn_id, True
         self._kept_nowhere = not stored
         self._fingerprint = fingerprint
-        self._staged: list[_Staged] = []
+        self._staged: list[tuple[Item, bool]] = []  # and whether its entry is to be loaded with every window
+        self._encoded: list[bytes] = []
         self._staging = threading.Lock()
-        self._one_at_a_time = asyncio.Lock()
 
     @cached_property
     def meter(self) -> Meter:
@@ -247,14 +255,8 @@ class Turn:
             StoreUnavailable: The store did not answer.
         """
         self._deadline = asyncio.get_running_loop().time() + self.ledger.rules.turn_max.total_seconds()
-        await self._look()
+        await self._load(None)
         self._judge(claimed)
-
-    async def _look(self) -> None:
-        for _ in range(_ATTEMPTS_TO_FILL):
-            await self._load(None)
-            if await self._fill():
-                return
 
     async def begin(self, policy: Policy | None = None, claimed: Head | None = None) -> None:
         """Take the lease and load, in one round trip when nobody else is in the way.
@@ -282,38 +284,38 @@ class Turn:
             raise
         self._inside = self._leased = True
         try:
-            await self._give_way(give_up)
+            if self.ledger.store.reach != "process" and self.ledger.turnstile.run_is_long(self.key):
+                await self._give_way(give_up)
             await self._take_lease(give_up)
             self._judge(claimed)
         except ConversationBusy:
             self._end_now()
             raise
         except IdempotencyKeyReused:
-            await self.ledger.in_own_task(self._release_quietly())  # a lease in this name would refuse the rightful retry
+            await self._in_own_task(self._release_quietly())  # a lease in this name would refuse the rightful retry
             self._end_now()
             raise
         except BaseException as error:
             if isinstance(error, HistoryLost | HistoryExpired):
                 self.ledger.evidence.forget(self.key)
-            self.ledger.start(self._release_quietly())
+            self.ledger.start(self.key, self._release_quietly())
             self._end_now()
             raise
         if self.replayed:
             self._end_now()
             return
         self._deadline = clock() + rules.turn_max.total_seconds()
-        self._schedule_renewal()
+        self._heartbeat = self.ledger.heartbeat
+        self._heartbeat.add(self, rules.lease.total_seconds() / 3)
 
     async def _give_way(self, give_up: float) -> None:
-        """Wait for one poll of the others, when turns of this process have followed each other for long.
+        """Wait for one poll of the others, as turns of this process have followed each other for long.
 
         Whoever leaves hands over directly to the next one here, who takes the lease before another process that polls for it can:
         as long as there is a queue here, nobody there would get a turn.
         """
-        ledger, clock = self.ledger, asyncio.get_running_loop().time
-        if ledger.store.reach != "process" and ledger.turnstile.run_is_long(self.key):
-            await asyncio.sleep(max(0.0, min(give_up - clock(), _POLL[1] * 1.25)))
-            ledger.turnstile.begin_run(self.key)
+        await asyncio.sleep(max(0.0, min(give_up - asyncio.get_running_loop().time(), _POLL[1] * 1.25)))
+        self.ledger.turnstile.begin_run(self.key)
 
     async def _is_known(self, claimed: Head | None) -> bool:
         """Return whether this turn is replayed without waiting for another that is inside. From here on it is known to run here.
@@ -322,7 +324,7 @@ class Turn:
         """
         if self.ledger.turnstile.occupied(self.key):
             try:
-                await self._look()
+                await self._load(None)
                 if self.replayed:
                     self._judge(claimed)
             except BaseException:
@@ -345,16 +347,10 @@ class Turn:
             raise IdempotencyKeyReused(msg)
 
     async def _take_lease(self, give_up: float) -> None:
-        lease, clock = Lease(self._token, self.ledger.rules.lease), asyncio.get_running_loop().time
-        began, attempts = clock(), 0
-        while True:
-            await self._load(lease)
+        token, clock = self._token, asyncio.get_running_loop().time
+        lease, began = Lease(token, self.ledger.rules.lease), clock()
+        while not await self._load(lease):
             holder = self.log.holder
-            if self.replayed or holder.token == self._token:
-                attempts += 1
-                if await self._fill() or attempts == _ATTEMPTS_TO_FILL:
-                    return
-                continue
             self.ledger.turnstile.met_another(self.key)
             other = _Attempt.of(holder.token)
             if self._named and other.turn == self.id:
@@ -367,18 +363,25 @@ class Turn:
             age = min(1.0, (clock() - began) / _OLD)
             await asyncio.sleep(min(left, random.uniform(*_POLL) * (1 - age * 2 / 3)))  # noqa: S311 - jitter, not a secret
 
-    async def _load(self, lease: Lease | None) -> None:
-        window = self.ledger.rules.window
-        self._known = self.ledger.evidence.known(self.key)
-        self.log = await self.ledger.store.load(
-            self.key, turns=_first_page(window), messages=window.messages, turn=self.id if self._named else None, lease=lease
-        )
-        self.head = self.log.head
-        found = self.log.turn
-        self.replayed = found is not None and found.state == "complete"
-        self._supersedes = found is not None and found.visible
-        if found is not None and found.state in ("complete", "interrupted"):
-            await self._recall(found)
+    async def _load(self, lease: Lease | None) -> bool:
+        """Load, and fill the window; return False, and leave it as it is, when another has the lease that was to be taken with it."""
+        ledger, rules = self.ledger, self.ledger.rules
+        for _ in range(_ATTEMPTS_TO_FILL):
+            self._known = ledger.evidence.known(self.key)
+            self.log = log = await ledger.store.load(
+                self.key, turns=rules.first_page, messages=rules.window.messages, turn=self.id if self._named else None, lease=lease
+            )
+            self.head = log.head
+            found = log.turn
+            if found is not None:
+                self.replayed, self._supersedes = found.state == "complete", found.visible
+                if found.state in ("complete", "interrupted"):
+                    await self._recall(found)
+            if lease is not None and log.holder.token != lease.token and not self.replayed:
+                return False
+            if rules.window.tokens is None or await self._fill():
+                break
+        return True
 
     async def _recall(self, found: Lookup) -> None:
         """Find what was stored of this turn, however long ago, and whether it was the same request.
@@ -387,8 +390,8 @@ class Turn:
         """
         own = self._own_entries(self.log)
         if not own or (self.replayed and own[-1] is not self.log.entries[-1]):
-            window = self.ledger.rules.window
-            then = await self.ledger.store.load(self.key, turns=_first_page(window), messages=window.messages, before=found.position + 1)
+            rules = self.ledger.rules
+            then = await self.ledger.store.load(self.key, turns=rules.first_page, messages=rules.window.messages, before=found.position + 1)
             own = self._own_entries(then)
             if own and self.replayed:
                 self.log = replace(self.log, entries=then.entries, pinned=then.pinned)
@@ -415,10 +418,8 @@ class Turn:
         Raises:
             CounterFailed: The window's counter cannot be used.
         """
-        if self.ledger.rules.window.tokens is None:
-            return True
         window, log = self.ledger.rules.window, self.log
-        size = asked = _first_page(window) or 0
+        size = asked = self.ledger.rules.first_page or 0
         decoded = last = self._decode(log)
         while last.log.size == asked and log.size < log.head.turns and not self._is_full(decoded):
             size *= _PAGE_GROWS
@@ -461,9 +462,10 @@ class Turn:
         return self.log if self._kept_nowhere else await self.ledger.store.load(self.key, messages=messages)
 
     def _judge(self, claimed: Head | None) -> None:
-        error = self.ledger.evidence.against(self.key, self.log, self._known, claimed)
-        if error is not None:
-            raise error
+        if self._known is not None or claimed is not None:
+            error = self.ledger.evidence.against(self.key, self.log, self._known, claimed)
+            if error is not None:
+                raise error
 
     # Appending
 
@@ -471,7 +473,7 @@ class Turn:
         """Append messages, edits and notes, all or none: encode them now, store them with the next save, in one entry.
 
         A message whose id is already in this turn is left out. `limited=False` is for text already counted by a recording;
-        `pins=True` is for an edit that hides a system message, which must be loaded wherever that message would be.
+        `pins=True` is for an edit of a system message, which must be loaded wherever that message is (`edit_pins`).
 
         Raises:
             InvalidMessage: One cannot be stored and read back equal.
@@ -487,50 +489,61 @@ class Turn:
             self._stage(said, limited=limited, pins=pins)
 
     def _stage(self, said: Sequence[Item], *, limited: bool, pins: bool) -> None:
-        staged = [_staged(item, pins=pins) for item in self._new(said)]
-        sizes = [len(one.encoded) for one in staged]
-        size = self._bytes + sum(sizes)
-        if limited:
-            rules = self.ledger.rules
-            _limit("CONVMEM_MAX_MESSAGE_BYTES", rules.max_message_bytes, max(sizes, default=0))
-            _limit("CONVMEM_MAX_TURN_BYTES", rules.max_turn_bytes, size)
-            more = len([one for one in staged if isinstance(one.item, Message)])
-            _limit("CONVMEM_MAX_TURN_MESSAGES", rules.max_turn_messages, len(self.messages) + more)
-        for one in staged:
-            self._warn_if_said(one.item)
-            self.said.append(one.item)
-        self._bytes = size
-        self._staged += staged
-
-    def _new(self, said: Sequence[Item]) -> list[Item]:
-        known = {message.id for message in self.messages}
-        new: list[Item] = []
+        known = {item.id for item in self.said if isinstance(item, Message)}
+        staged: list[tuple[Item, bool]] = []
+        encoded: list[bytes] = []
+        size, largest = self._bytes, 0
         for item in said:
             if isinstance(item, Message):
                 if item.id in known:
                     continue
                 known.add(item.id)
-            new.append(item)
-        return new
+                body, pinning = encode_message(item), item.role == "system"
+            else:
+                body, pinning = (encode_note(item), False) if isinstance(item, Note) else (encode_edit(item), pins)
+            staged.append((item, pinning))
+            encoded.append(body)
+            size += len(body)
+            largest = max(largest, len(body))
+        if limited:
+            self._need_room(largest, size, len(known))
+        for item, _ in staged:
+            self._warn_if_said(item)
+            self.said.append(item)
+        self._bytes = size
+        self._staged += staged
+        self._encoded += encoded
+
+    def _need_room(self, largest: int, size: int, messages: int) -> None:
+        rules = self.ledger.rules
+        for setting, allowed, actual in (
+            ("CONVMEM_MAX_MESSAGE_BYTES", rules.max_message_bytes, largest),
+            ("CONVMEM_MAX_TURN_BYTES", rules.max_turn_bytes, size),
+            ("CONVMEM_MAX_TURN_MESSAGES", rules.max_turn_messages, messages),
+        ):
+            if actual > allowed:
+                raise LimitExceeded(setting, allowed, actual)
 
     def _warn_if_said(self, item: Item) -> None:
-        if not isinstance(item, Message) or not item.text:
+        if not self.said or not isinstance(item, Message) or not item.text:
             return
         hidden: set[str] = set()
         for other in reversed(self.said):
-            if isinstance(other, Edit):
+            if isinstance(other, Message):
+                if _same_words(item, other) and other.id not in hidden:
+                    msg = "The same text was appended twice in one turn; does an adapter append what the handler appends too?"
+                    warnings.warn(msg, RepeatedTextWarning, stacklevel=6)
+                    return
+            elif isinstance(other, Edit):
                 if other.begins_anew:
                     return
                 hidden.update(other.ids)
-            elif isinstance(other, Message) and _same_words(item, other) and other.id not in hidden:
-                msg = "The same text was appended twice in one turn; does an adapter append what the handler appends too?"
-                warnings.warn(msg, RepeatedTextWarning, stacklevel=6)
-                return
 
-    def _take_staged(self) -> list[_Staged]:
+    def _take_staged(self) -> tuple[list[tuple[Item, bool]], list[bytes]]:
         with self._staging:
-            staged, self._staged = self._staged, []
-            return staged
+            taken = self._staged, self._encoded
+            self._staged, self._encoded = [], []
+            return taken
 
     def holds(self, token: str) -> bool:
         """Return whether this is the token of this turn's lease."""
@@ -551,7 +564,7 @@ class Turn:
             StoreUnavailable: The store did not answer. What was appended stays appended, and the next save tries again.
         """
         if self._staged or self._pending:
-            await self.ledger.finish(partial(self._write, closing=False, release=False))
+            await self._do(closing=False, ends=False)
 
     async def reset(self) -> None:
         """Take the whole history out of sight; it stays in the log. What was appended and not saved comes after. Errors as in `save`.
@@ -563,11 +576,11 @@ class Turn:
         if self.ended:
             msg = "No turn is open here; clear the conversation in `async with conversation.turn():`, which opens one."
             raise TurnClosed(msg)
-        await self.ledger.in_own_task(self._locked(self._reset()))
+        await self._in_own_task(self._locked(self._reset()))
 
     async def delete(self) -> bool:
         """End the conversation's life, and with it this turn; return whether there was one."""
-        existed = await self.ledger.in_own_task(self._locked(self.ledger.store.delete(self.key)))
+        existed = await self._in_own_task(self._locked(self.ledger.store.delete(self.key)))
         self._take_staged()
         self._pending = None
         self.ledger.evidence.forget(self.key)
@@ -587,21 +600,20 @@ class Turn:
 
     async def close(self) -> None:
         """End the turn, whole. Errors as in `save`."""
-        if not self.ended and not self._ended_at_once(closing=True):
-            await self.ledger.finish(partial(self._end, closing=True))
+        if not self.ended:
+            await self._do(closing=True, ends=True)
 
     async def interrupt(self) -> None:
         """End the turn with what it has; it reads as interrupted. Errors as in `save`."""
-        if not self.ended and not self._ended_at_once(closing=False):
-            await self.ledger.finish(partial(self._end, closing=False))
+        if not self.ended:
+            await self._do(closing=False, ends=True)
 
     async def abandon(self) -> None:
         """End the turn and store nothing more. Raises nothing."""
         if not self.ended:
             self._take_staged()
             self._pending = None
-            if not self._ended_at_once(closing=False):
-                await self.ledger.finish(partial(self._end, closing=False))
+            await self._do(closing=False, ends=True)
 
     async def over(self, patience: timedelta) -> bool:
         """Wait until the turn has ended, for so long at most; return whether it has."""
@@ -612,34 +624,14 @@ class Turn:
             await asyncio.wait_for(self._over.wait(), patience.total_seconds())
         return self.ended
 
-    def _ended_at_once(self, *, closing: bool) -> bool:
-        """End a turn that has nothing to store and no lease to give back, which takes no task; return whether it was one."""
-        at_work = self._leased or self._staged or self._pending or self._one_at_a_time.locked() or self.refused is not None
-        if at_work or (closing and self._stored):
-            return False
-        self._end_now()
-        return True
-
-    async def _end(self, *, closing: bool) -> None:
-        try:
-            await self._write(closing=closing, release=self._leased)
-        except asyncio.CancelledError:
-            raise  # it is done again
-        except BaseException as error:
-            if isinstance(error, StoreUnavailable) and self._leased:
-                self.ledger.start(self._locked(self._release_quietly()))
-            self._end_now()
-            raise
-        self._end_now()
-
     def _end_now(self) -> None:
         if self.ended:
             return
         self.ended = True
         if self._over is not None:
             self._over.set()
-        if self._beat is not None:
-            self._beat.cancel()
+        if self._heartbeat is not None:
+            self._heartbeat.remove(self)
         if self._announced:
             self.ledger.named.pop((self.key.path, self.id), None)
         if self._inside:
@@ -653,16 +645,49 @@ class Turn:
 
     # Writing, one at a time
 
+    async def _do(self, *, closing: bool, ends: bool) -> None:
+        """Write, which may be done twice. When the caller is cancelled meanwhile, it is done again, in a task of its own, to its end."""
+        if ends and not (self._leased or self._staged or self._one_at_a_time):  # nothing was ever written, and nothing is to be
+            self._end_now()
+            return
+        work = self._end if ends else self._write
+        try:
+            await work(closing=closing)
+        except asyncio.CancelledError:
+            self.ledger.start(self.key, work(closing=closing))
+            raise
+
+    async def _in_own_task(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do work that must not be done twice: a caller that is cancelled does not take it along."""
+        return await asyncio.shield(self.ledger.start(self.key, work))
+
+    @property
+    def _lock(self) -> asyncio.Lock:
+        self._one_at_a_time = lock = self._one_at_a_time or asyncio.Lock()
+        return lock
+
     async def _locked(self, work: Coroutine[Any, Any, T]) -> T:
-        async with self._one_at_a_time:
+        async with self._lock:
             return await work
 
-    async def _write(self, *, closing: bool, release: bool) -> None:
+    async def _end(self, *, closing: bool) -> None:
+        try:
+            await self._write(closing=closing, release=self._leased)
+        except asyncio.CancelledError:
+            raise  # it is done again
+        except BaseException as error:
+            if isinstance(error, StoreUnavailable) and self._leased:
+                self.ledger.start(self.key, self._locked(self._release_quietly()))
+            self._end_now()
+            raise
+        self._end_now()
+
+    async def _write(self, *, closing: bool, release: bool = False) -> None:
         """Store what is pending, then what is staged; an empty entry closes a turn that is already stored.
 
         Done again after it was cancelled, it goes on with the very entry whose outcome nobody has seen.
         """
-        async with self._one_at_a_time:
+        async with self._lock:
             if self.refused is not None:
                 raise self.refused
             if self._kept_nowhere:
@@ -671,7 +696,7 @@ class Turn:
             if self._pending is not None and not self._pending.closing:
                 await self._append(self._pending)
             if self._pending is None and (self._staged or (closing and (self._stored or self._leaves_trace))):
-                self._pending = self._entry(self._take_staged(), closing=closing)
+                self._pending = self._entry(*self._take_staged(), closing=closing)
             if self._pending is not None:
                 await self._append(self._pending, release=release)
             elif release:
@@ -686,36 +711,16 @@ class Turn:
         self._leaves_trace = self._named
 
     async def _append(self, entry: Entry, *, release: bool = False) -> None:
+        """Append, and repeat the very same entry while the outcome is unknown. Once it is, no later failure makes it certain."""
         self._pending = entry
         if asyncio.get_running_loop().time() > self._deadline:
             await self._refuse(ConversationFenced("The turn ran longer than CONVMEM_TURN_MAX; nothing more of it is stored."))
-        appended = await self._persist(entry, release=release)
-        self._pending = None
-        match appended.outcome:
-            case Outcome.STORED | Outcome.DUPLICATE:
-                self.head = appended.head
-                self._stored = entry.kind is Kind.TURN
-                self._counted = self._stored and self._will_count
-                self._supersedes = False
-                self.ledger.evidence.remember(self.key, self.head)
-            case Outcome.CONFLICT:
-                await self._refuse(ConversationConflict("Somebody else wrote to the conversation after this request had loaded it."))
-            case Outcome.FENCED:
-                await self._refuse(ConversationFenced("Another turn holds the conversation; this one came too late."))
-            case Outcome.GONE:
-                self.ledger.evidence.forget(self.key)
-                await self._refuse(ConversationGone("The conversation was deleted while this request was at work."))
-            case Outcome.GAP:
-                self.ledger.evidence.forget(self.key)
-                msg = "The store no longer has the entries this request had loaded."
-                await self._refuse(HistoryLost(msg, revision=appended.head.revision))
-
-    async def _persist(self, entry: Entry, *, release: bool) -> Appended:
-        """Append, and repeat the very same entry while the outcome is unknown. Once it is, no later failure makes it certain."""
-        unknown = False
+            return
+        ledger, unknown = self.ledger, False
         for pause in (*_PAUSES, None):
             try:
-                return await self.ledger.store.append(self.key, self.head, entry, ttl=self.ledger.rules.ttl, release=release)
+                appended = await ledger.store.append(self.key, self.head, entry, ttl=ledger.rules.ttl, release=release)
+                break
             except StoreUnavailable as error:
                 unknown = unknown or error.unknown
                 if unknown and not error.unknown and pause is None:
@@ -723,7 +728,27 @@ class Turn:
                 if pause is None or not unknown:
                     raise
                 await asyncio.sleep(pause)
-        raise AssertionError
+        else:
+            raise AssertionError
+        self._pending = None
+        if appended.outcome is Outcome.STORED or appended.outcome is Outcome.DUPLICATE:
+            self.head = appended.head
+            self._stored = entry.kind is Kind.TURN
+            self._counted = self._stored and self._will_count
+            self._supersedes = False
+            ledger.evidence.remember(self.key, self.head)
+        else:
+            await self._refuse(self._refusal(appended))
+
+    def _refusal(self, appended: Appended) -> ConvmemError:
+        if appended.outcome is Outcome.CONFLICT:
+            return ConversationConflict("Somebody else wrote to the conversation after this request had loaded it.")
+        if appended.outcome is Outcome.FENCED:
+            return ConversationFenced("Another turn holds the conversation; this one came too late.")
+        self.ledger.evidence.forget(self.key)
+        if appended.outcome is Outcome.GONE:
+            return ConversationGone("The conversation was deleted while this request was at work.")
+        return HistoryLost("The store no longer has the entries this request had loaded.", revision=appended.head.revision)
 
     async def _refuse(self, error: ConvmemError) -> None:
         """End the turn after a refusal, unless another attempt has completed it: then it is replayed."""
@@ -740,13 +765,13 @@ class Turn:
         self.refused = error
         raise error
 
-    def _entry(self, staged: list[_Staged], *, closing: bool) -> Entry:
+    def _entry(self, staged: list[tuple[Item, bool]], encoded: list[bytes], *, closing: bool) -> Entry:
         identifier = new_id()
         self.id = self.id or identifier
         entry, self._will_count = entry_after(
             self.head,
-            [(one.item, one.pins) for one in staged],
-            encode_messages([one.encoded for one in staged]),
+            staged,
+            encode_messages(encoded),
             id=identifier,
             turn=self.id,
             token=self._token,
@@ -760,16 +785,14 @@ class Turn:
         identifier, epoch, n = new_id(), self.head.epoch or self._epoch, self.head.n + 1
         return Entry(identifier, identifier, self._token, epoch, kind=Kind.RESET, closing=True, turns=0, start=n)
 
-    # The lease, held by a timer
+    # The lease, held by the heartbeat
 
-    def _schedule_renewal(self) -> None:
-        pause = self.ledger.rules.lease.total_seconds() / 3
-        self._beat = asyncio.get_running_loop().call_later(pause, self._renew_soon)
-
-    def _renew_soon(self) -> None:
-        if not self.ended and asyncio.get_running_loop().time() < self._deadline:
-            self.ledger.start(self._locked(self._renew()))
-            self._schedule_renewal()
+    def renew_soon(self) -> bool:
+        """Begin to renew the lease, up to the end of the time a turn may take; return whether that is not over."""
+        if self.ended or asyncio.get_running_loop().time() >= self._deadline:
+            return False
+        self.ledger.start(self.key, self._locked(self._renew()))
+        return True
 
     async def _renew(self) -> None:
         """Renew under the lock, so that a renewal never takes back what an ending has released."""
@@ -807,12 +830,14 @@ def entry_after(
         format: See `Entry`.
         key_id: See `Entry`.
     """
-    turns, pinned, pins = head.turns, head.pinned, False
+    turns, pinned, pins, count = head.turns, head.pinned, False, 0
     for item, pinning in said:
-        if isinstance(item, Edit) and item.begins_anew:
+        if isinstance(item, Message):
+            count += 1
+            if not counted:
+                turns, counted = turns + 1, True
+        elif isinstance(item, Edit) and item.begins_anew:
             turns, counted, pinned, pins = 0, False, (), False
-        if isinstance(item, Message) and not counted:
-            turns, counted = turns + 1, True
         pins = pins or pinning
     entry = Entry(
         id=id,
@@ -820,7 +845,7 @@ def entry_after(
         token=token,
         epoch=epoch,
         body=body,
-        count=sum(isinstance(item, Message) for item, _ in said),
+        count=count,
         closing=closing,
         turns=turns,
         start=head.start,
@@ -829,6 +854,14 @@ def entry_after(
         key_id=key_id,
     )
     return entry, counted
+
+
+def edit_pins(edit: Edit, in_sight: Iterable[Message]) -> bool:
+    """Return whether an edit is to be loaded with every window: when it concerns a system message, which is.
+
+    One that begins anew is not: it ends what is loaded with every window.
+    """
+    return not edit.begins_anew and any(message.role == "system" and edit.concerns(message) for message in in_sight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -844,27 +877,6 @@ class _Attempt:
         return cls(turn, fingerprint)
 
 
-def _first_page(window: Window) -> int | None:
-    """Return how many turns to load at first; the whole window, when that can be said in turns."""
-    if window.tokens is None:
-        return window.turns
-    page = min(max(window.tokens // _TOKENS_OF_A_TURN, _SMALLEST_PAGE), _LARGEST_FIRST_PAGE)
-    return page if window.turns is None else min(page, window.turns)
-
-
-def _staged(item: Item, *, pins: bool) -> _Staged:
-    if isinstance(item, Edit):
-        return _Staged(item, encode_edit(item), pins)
-    if isinstance(item, Note):
-        return _Staged(item, encode_note(item), pins=False)
-    return _Staged(item, encode_message(item), item.role == "system")
-
-
 def _same_words(one: Message, other: Message) -> bool:
     """Return whether the same was said twice; two calls may have the same result."""
     return one.content == other.content and one.role == other.role and one.tool_call_id == other.tool_call_id
-
-
-def _limit(setting: str, allowed: int, actual: int) -> None:
-    if actual > allowed:
-        raise LimitExceeded(setting, allowed, actual)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import OrderedDict, deque
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from convmem.exceptions import ConversationBusy
 from convmem.keys import SessionKey
@@ -25,7 +25,7 @@ class _Passage:
 
     since: float
     run_since: float
-    queue: deque[asyncio.Future[None]] = field(default_factory=deque)
+    queue: deque[asyncio.Future[None]] | None = None
 
     @property
     def seconds(self) -> float:
@@ -88,8 +88,10 @@ class Turnstile:
         passage = self._passages.get(key.path)
         if passage is None:
             now = time.monotonic()
-            self._passages[key.path] = _Passage(now, self._run_so_far(key, now))
+            self._passages[key.path] = _Passage(now, self._run_so_far(key, now) if key.path in self._shared else now)
             return
+        if passage.queue is None:
+            passage.queue = deque()
         if seconds <= 0 or len(passage.queue) >= self._max_waiting:
             raise ConversationBusy(passage.seconds)
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -108,8 +110,10 @@ class Turnstile:
 
     def leave(self, key: SessionKey) -> None:
         """Let the next one in."""
-        passage = self._passages[key.path]
-        passage.since = time.monotonic()
+        path = key.path
+        passage = self._passages[path]
+        if passage.queue:
+            passage.since = time.monotonic()
         while passage.queue:
             waiting = passage.queue.popleft()
             loop = waiting.get_loop()
@@ -120,10 +124,10 @@ class Turnstile:
             else:
                 loop.call_soon_threadsafe(self._hand_over, key, waiting)
             return
-        del self._passages[key.path]
-        if key.path in self._shared:
-            self._shared[key.path].run = (passage.run_since, time.monotonic())
-        if not self._passages:
+        del self._passages[path]
+        if path in self._shared:
+            self._shared[path].run = (passage.run_since, time.monotonic())
+        if self._awaiting_rest and not self._passages:
             resting, self._awaiting_rest = self._awaiting_rest, []
             for waiting in resting:
                 with suppress(RuntimeError):  # its loop is closed

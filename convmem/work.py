@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from convmem.exceptions import ConversationBusy, ConversationNotLoaded, ConvmemError, StoreUnavailable, TurnClosed
 from convmem.keys import SessionKey
@@ -16,24 +16,6 @@ from convmem.stores.base import Store
 from convmem.turns import Ledger, Turn
 
 logger = logging.getLogger("convmem.conversation")
-
-
-class Reporting:
-    """Tells a work of the errors raised inside; a generator for a context manager takes four times as long."""
-
-    __slots__ = ("_work",)
-
-    def __init__(self, work: Work) -> None:
-        """Begin with none."""
-        self._work = work
-
-    def __enter__(self) -> None:
-        """Do nothing."""
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        """Tell, and let the error pass."""
-        if isinstance(error, ConvmemError):
-            self._work.note(error)
 
 
 class Work:
@@ -112,16 +94,28 @@ class Work:
             ConversationNotLoaded: Loading is deferred, and was not done.
             ConvmemError: Whatever kept the conversation from being loaded.
         """
-        with self.reporting():
+        try:
             self.touch()
-            if self.turn is not None:
-                return self.turn
+        except ConvmemError as error:
+            self.note(error)
+            raise
+        if self.turn is not None:
+            return self.turn
+        with self.reporting():
             msg = "Loading is deferred on this route: `await conversation.load(owner=…, session_id=…)` before reading or appending."
             raise ConversationNotLoaded(msg)
 
-    def reporting(self) -> Reporting:
+    def reporting(self) -> Self:
         """Note the errors raised inside a ``with``."""
-        return Reporting(self)
+        return self
+
+    def __enter__(self) -> None:
+        """Do nothing: see `reporting`."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        """Note the error, and let it pass."""
+        if isinstance(error, ConvmemError):
+            self.note(error)
 
     def fail(self, error: ConvmemError) -> None:
         """Have the turn fail with that error where it would be stored. The first error counts."""

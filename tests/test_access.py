@@ -1,6 +1,8 @@
 """Ways to a conversation without a request: jobs, scripts, notebooks, webhooks."""
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 from starlette.responses import JSONResponse
@@ -14,6 +16,7 @@ from convmem import (
     Message,
     NoConversation,
     SessionKey,
+    Settings,
     SQLiteStore,
     TurnClosed,
     conversations,
@@ -23,9 +26,10 @@ from convmem import (
     open_conversation,
     read_conversation,
 )
+from convmem.conversation import work_of
 from convmem.stores.memory import MemoryStore
 from tests import asgi_client
-from tests.asgi_client import ADA, SECRET
+from tests.asgi_client import ADA, BOB, SECRET
 from tests.test_middleware import app_of
 
 pytestmark = pytest.mark.asyncio
@@ -151,12 +155,97 @@ async def test_two_blocks_at_once_are_ordered(world):
     """Across two ledgers that know nothing of each other."""
 
     async def job(i: int) -> int:
-        async with open_conversation(ADA, store=world.store) as conversation:
+        async with open_conversation(ADA, store=SameStore(world)) as conversation:
             conversation.append(Message.user(str(i)))
             await asyncio.sleep(0.01)
             return len(conversation.messages)
 
     assert sorted(await asyncio.gather(*(job(i) for i in range(4)))) == [1, 2, 3, 4]
+
+
+async def test_jobs_on_one_store_hand_their_conversation_over_in_the_order_they_came(memory_world):
+    """None asks the store over and over whether it is its turn: each loads once and appends once, also from several places in a program."""
+    said = []
+
+    async def job(i: int) -> None:
+        async with open_conversation(ADA, store=memory_world.store) as conversation:
+            conversation.append(Message.user(str(i)))
+            await asyncio.sleep(0.01)
+            said.append(i)
+
+    await asyncio.gather(*(job(i) for i in range(12)))
+    assert said == list(range(12)), "more than requests may wait for a conversation"
+    assert memory_world.store.calls == ["load", "append"] * 12
+
+
+async def test_a_job_that_died_with_its_event_loop_is_waited_for_as_long_as_its_lease_and_no_longer(monkeypatch):
+    """A thread for each job, as task queues run them: what waits in one event loop depends on nothing in another."""
+    monkeypatch.setenv("CONVMEM_LEASE", "300ms")
+    store, left = MemoryStore(), []
+
+    async def dying() -> None:
+        opened = open_conversation(ADA, store=store)
+        left.append((opened, await opened.__aenter__()))
+
+    async def next_one() -> None:
+        async with asyncio.timeout(5), open_conversation(ADA, store=store):
+            pass
+
+    await asyncio.to_thread(lambda: asyncio.run(dying()))
+    await asyncio.to_thread(lambda: asyncio.run(next_one()))
+
+
+async def test_a_job_that_ends_does_not_wait_for_one_that_goes_on(memory_world):
+    """Only for what it still writes itself."""
+    ended, begun = asyncio.Event(), asyncio.Event()
+
+    async def goes_on() -> None:
+        async with open_conversation(BOB, store=memory_world.store):
+            begun.set()
+            await ended.wait()
+
+    other = asyncio.create_task(goes_on())
+    await begun.wait()
+    async with asyncio.timeout(2), open_conversation(ADA, store=memory_world.store):
+        pass
+    ended.set()
+    await other
+
+
+async def test_the_end_of_a_cancelled_job_is_stored_before_its_store_is_closed(tmp_path):
+    """The store of the environment is closed with the block, and what was appended is in it by then."""
+
+    class Slow(SQLiteStore):
+        async def append(self, *arguments, **options):
+            await asyncio.sleep(0.1)
+            return await super().append(*arguments, **options)
+
+    inside = asyncio.Event()
+
+    async def cancelled(store: SQLiteStore) -> None:
+        async with open_conversation(ADA, store=store) as conversation:
+            conversation.append(Message.user("kept"))
+            inside.set()
+
+    async with Slow(tmp_path / "slow.db") as store:
+        task = asyncio.create_task(cancelled(store))
+        await inside.wait()
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert len((await store.load(ADA)).entries) == 1
+
+
+async def test_a_store_is_kept_by_no_job_that_is_over():
+    """A script may open as many as it likes."""
+    store = MemoryStore()
+    known = weakref.ref(store)
+    async with open_conversation(ADA, store=store) as conversation:
+        conversation.append(Message.user("x"))
+    del store, conversation
+    gc.collect()
+    assert known() is None
 
 
 async def job(world, text: str = "done", key: str = "job-17") -> tuple[bool, list[str]]:
@@ -253,6 +342,29 @@ async def test_a_session_id_outside_a_request_is_signed_with_the_key_of_the_envi
         new_session_id("user:ada")
     monkeypatch.setenv("CONVMEM_SECRET_KEY", SECRET)
     assert len(new_session_id("user:ada")) == 64
+
+
+async def test_a_job_sees_its_environment_as_it_is_and_reads_it_once(world, monkeypatch, tmp_path):
+    """A variable that is set meanwhile counts, and so does a file of a secret that was written anew; wherever ``os.environ`` is kept."""
+
+    async def window() -> int | None:
+        async with open_conversation(ADA, store=world.store) as conversation:
+            return work_of(conversation).ledger.rules.window.turns
+
+    assert await window() == 50
+    assert Settings.at_hand() is Settings.at_hand()
+    monkeypatch.setenv("CONVMEM_WINDOW_TURNS", "7")
+    assert await window() == 7
+    monkeypatch.delenv("CONVMEM_WINDOW_TURNS")
+    assert await window() == 50
+    secret = tmp_path / "secret"
+    secret.write_text(SECRET)
+    monkeypatch.setenv("CONVMEM_SECRET_KEY_FILE", str(secret))
+    assert Settings.at_hand() is Settings.at_hand()
+    secret.write_text(SECRET[::-1])
+    assert Settings.at_hand().signing_keys == (SECRET[::-1].encode(),)
+    monkeypatch.setattr("os.environ", {"CONVMEM_WINDOW_TURNS": "3"})
+    assert [await window(), Settings.at_hand() is Settings.at_hand()] == [3, True]
 
 
 async def test_a_job_waits_no_longer_than_its_settings_say(world, monkeypatch):

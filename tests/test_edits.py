@@ -86,6 +86,39 @@ async def test_a_replaced_system_message_does_not_come_back_when_the_window_move
         assert conversation.left_out == 12
 
 
+@pytest.mark.parametrize(
+    "edits", [[Edit(action="hide", ids=("it",))], [Edit(action="archive", ids=("it",)), Edit(action="hide", before="archived")]]
+)
+async def test_a_hidden_system_message_does_not_come_back_when_the_window_moves_on(store, edits):
+    """Nor one that was archived before: both edits are loaded with it."""
+    await say(store, Message.system("rules", id="it"), Message.user("hi"))
+    for edit in edits:
+        async with open_conversation(KEY, store=store) as conversation:
+            conversation.edit(edit)
+    for n in range(60):
+        await say(store, Message.user(f"number {n}"))
+    assert (await texts(store))[0] == "number 10"
+
+
+async def test_a_system_message_far_back_knows_that_it_is_archived(store):
+    """As one within the window does."""
+    await say(store, Message.system("rules", id="it"), Message.user("hi"))
+    async with open_conversation(KEY, store=store) as conversation:
+        conversation.edit(Edit(action="archive", ids=("it",)))
+    for n in range(60):
+        await say(store, Message.user(f"number {n}"))
+    async with open_conversation(KEY, store=store) as conversation:
+        assert [(message.text, message.archived) for message in conversation.messages][:2] == [("rules", True), ("number 10", False)]
+
+
+async def test_beginning_anew_leaves_nothing_to_load_with_every_window(store):
+    """What it takes out of sight needs no edit to be hidden by."""
+    await say(store, Message.system("rules"), Message.user("hi"))
+    async with open_conversation(KEY, store=store) as conversation:
+        conversation.edit(Edit(action="hide", before="all"), Message.user("anew"))
+    assert (await store.load(KEY)).head.pinned == ()
+
+
 async def test_what_was_archived_survives_a_replacement(store):
     """`active` means what is not archived; `archived` and `all` mean what they say."""
     kept, gone = Message.user("archived"), Message.user("active")

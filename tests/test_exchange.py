@@ -1096,7 +1096,7 @@ class TestTwoAtOnce:
         assert world.store.calls.count("renew") >= 5
 
     async def test_the_lease_is_renewed_by_a_timer_and_not_by_a_task(self, memory_world):
-        """A thousand turns that think are a thousand timers: between two renewals the loop has nothing of ours to run."""
+        """A thousand turns that think are one timer: between two renewals the loop has nothing of ours to run."""
         before: set[asyncio.Task[object]] = set()
         seen: list[int] = []
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 
 import pytest
 import pytest_asyncio
@@ -61,6 +62,29 @@ async def say(store: Store, key: SessionKey, *texts: str) -> str:
 async def texts(store: Store, key: SessionKey) -> list[str]:
     async with open_conversation(key, store=store) as conversation:
         return [message.text for message in await conversation.history()]
+
+
+async def attempt(store: Store, key: SessionKey, *, finish: bool) -> None:
+    """Begin a turn that a retry finds again, and finish it or break off."""
+    async with open_conversation(key, store=store, idempotency_key="job") as conversation:
+        conversation.append(Message.user("broken off"))
+        await conversation.save()
+        if not finish:
+            raise RuntimeError
+
+
+class Turning(FaultyStore):
+    """A store in which something happens when a reader that went to the beginning of a conversation comes back towards its end."""
+
+    when_it_turns: Callable[[], Awaitable[None]] | None = None
+    _place = 0
+
+    async def load(self, key, *, before=None, **options):
+        if self.when_it_turns is not None:
+            back, self._place = 0 < self._place < (before or 0), before or 0
+            if back:
+                await self.when_it_turns()
+        return await super().load(key, before=before, **options)
 
 
 @pytest.mark.asyncio
@@ -167,7 +191,8 @@ class TestRefusals:
         old = await say(store, key, "one")
         await store.delete(key)
         await say(store, key, "two")
-        for place in (2, -1, old, await say(store, other, "one"), "nonsense"):
+        epoch = (await store.load(key, turns=0)).head.epoch
+        for place in (2, -1, old, await say(store, other, "one"), f"{epoch}.1.another", "nonsense"):
             with pytest.raises(UnknownRevision):
                 await fork(key, place, store=store)
         assert len((await conversations(key.owner, store=store)).items) == 1
@@ -206,6 +231,18 @@ class TestRefusals:
         assert await texts(store, taken) == ["another", "and more"]
         with pytest.raises(InvalidIdentity):
             await fork(key, session_id="no id", store=store)
+
+    async def test_a_shorter_conversation_is_not_gone_on_with(self, store: Store) -> None:
+        """Somebody else's first turn and the source's second would read as one conversation; nor is one as long taken for the copy."""
+        key = fresh_key()
+        await say(store, key, "one")
+        revision = await say(store, key, "two")
+        taken = SessionKey(key.owner, "taken")
+        await say(store, taken, "another")
+        for place in (1, 2, revision):
+            with pytest.raises(ConversationConflict):
+                await fork(key, place, session_id="taken", store=store)
+        assert await texts(store, taken) == ["another"]
 
     async def test_a_repeated_fork_is_the_same_fork(self, store: Store) -> None:
         """By its id and its place, also when its owner has gone on with it; without a place the end may have moved, so it is refused."""
@@ -253,6 +290,74 @@ class TestInTrouble:
         with pytest.raises(StoreUnavailable):
             await fork(key, session_id="fork", store=store)
         assert [item.session_id for item in (await conversations(key.owner, store=store)).items] == ["default"]
+
+    async def test_a_copy_that_somebody_has_gone_on_with_is_left(self) -> None:
+        """Half a copy is ours to take away, and a turn of its owner's is not."""
+
+        class Full(CountedStore):
+            async def append(self, key, after, entry, **options):
+                if key.session_id == "fork" and after.n == 2:
+                    if (await self.store.load(key)).head.n == 2:
+                        await say(self.store, key, "mine")
+                    raise StoreUnavailable("counted", "append", "the disk is full")
+                return await super().append(key, after, entry, **options)
+
+        store, key = Full(MemoryStore()), fresh_key()
+        for number in range(4):
+            await say(store, key, f"number {number}")
+        with pytest.raises(StoreUnavailable):
+            await fork(key, session_id="fork", store=store)
+        assert await texts(store.store, SessionKey(key.owner, "fork")) == ["number 0", "number 1", "mine"]
+
+    async def test_a_repetition_that_fails_takes_nothing_away(self) -> None:
+        """The first try's copy is whole, and may be in use."""
+        inner, key = MemoryStore(), fresh_key()
+        store = Turning(inner)
+        for number in range(29):
+            await say(store, key, f"number {number}")
+        revision = await say(store, key, "number 29")
+        copy = await fork(key, revision, session_id="fork", store=store)
+
+        async def fail() -> None:
+            store.fail("load")
+
+        store.when_it_turns = fail
+        with pytest.raises(StoreUnavailable):
+            await fork(key, revision, session_id="fork", store=store)
+        assert len(await texts(inner, copy)) == 30
+
+    async def test_an_attempt_that_is_superseded_while_it_copies_moves_nothing(self) -> None:
+        """A page then reaches one turn further back, to one that was copied before."""
+        store, key = Turning(MemoryStore()), fresh_key()
+        for number in range(30):
+            if number == 24:
+                with pytest.raises(RuntimeError):
+                    await attempt(store, key, finish=False)
+            else:
+                await say(store, key, f"number {number}")
+
+        async def again() -> None:
+            store.when_it_turns = None
+            await attempt(store, key, finish=True)
+
+        store.when_it_turns = again
+        copy = await fork(key, session_id="fork", store=store)
+        assert await texts(store, copy) == [f"number {number}" for number in range(30) if number != 24]
+
+    async def test_it_lives_as_long_as_a_conversation_does(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A copy that never ended would be a way around the TTL."""
+        monkeypatch.setenv("CONVMEM_TTL", "1h")
+        lives = []
+
+        class Watched(CountedStore):
+            async def append(self, key, after, entry, *, ttl=None, release=False):
+                lives.append((key.session_id, ttl))
+                return await super().append(key, after, entry, ttl=ttl, release=release)
+
+        store, key = Watched(MemoryStore()), fresh_key()
+        await say(store, key, "one")
+        await fork(key, session_id="fork", store=store)
+        assert lives == [("default", timedelta(hours=1)), ("fork", timedelta(hours=1))]
 
     @pytest.mark.parametrize("what", ["delete", "clear"])
     async def test_a_source_that_goes_away_meanwhile_leaves_no_copy(self, what: str) -> None:

@@ -12,6 +12,7 @@ import sys
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,22 @@ class TestAnExportReadBack:
         async with open_conversation(key, store=store) as conversation:
             assert [message.text for message in conversation.messages][:2] == ["keep", "more 0"]
 
+    async def test_a_system_message_that_was_archived_and_then_hidden_stays_hidden(self, store: Store, importing: Importing) -> None:
+        """The edit that hides what is archived names nobody, and is loaded with every window all the same."""
+        source, key, dropped = MemoryStore(), fresh_key(), Message.system("drop")
+        await say(source, key, dropped, Message.user("one"))
+        async with open_conversation(key, store=source) as conversation:
+            conversation.edit(Edit(action="archive", ids=(dropped.id,)))
+        async with open_conversation(key, store=source) as conversation:
+            conversation.edit(Edit(action="hide", before="archived"), Message.user("two"))
+        for n in range(50):
+            await say(source, key, Message.user(f"more {n}"))
+        await importing.export(export_conversation(key, store=source))
+        await importing.run(store)
+        for each in (source, store):
+            async with open_conversation(key, store=each) as conversation:
+                assert conversation.messages[0].text == "more 0"
+
     async def test_twice_is_as_good_as_once(self, store: Store, importing: Importing) -> None:
         """Who is not sure that it ran runs it again."""
         source, key = MemoryStore(), fresh_key()
@@ -306,6 +323,38 @@ class TestWhoElseWrites:
         await importing.run(store)
         assert (await store.load(key)).holder.token == ""
 
+    async def test_it_holds_the_lease_for_as_long_as_it_writes(self, importing: Importing, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A long conversation takes longer than one term."""
+        monkeypatch.setattr("convmem.importing._RENEW_AFTER", 0.0)
+        terms = []
+
+        class Watched(FaultyStore):
+            async def load(self, key, *, lease=None, **options):
+                terms.extend([lease.term] if lease else [])
+                return await super().load(key, lease=lease, **options)
+
+        source, key = MemoryStore(), fresh_key()
+        await rich(source, key)
+        await importing.export(export_conversation(key, store=source))
+        await importing.run(Watched(MemoryStore()))
+        assert len(terms) == (await source.load(key)).head.n
+
+    async def test_what_it_stores_lives_as_long_as_the_apps_own(self, importing: Importing, monkeypatch: pytest.MonkeyPatch) -> None:
+        """From now on."""
+        monkeypatch.setenv("CONVMEM_TTL", "1h")
+        lives = set()
+
+        class Watched(FaultyStore):
+            async def append(self, key, after, entry, *, ttl=None, release=False):
+                lives.add(ttl)
+                return await super().append(key, after, entry, ttl=ttl, release=release)
+
+        source, key = MemoryStore(), fresh_key()
+        await rich(source, key)
+        await importing.export(export_conversation(key, store=source))
+        await importing.run(Watched(MemoryStore()))
+        assert lives == {timedelta(hours=1)}
+
     async def test_who_wrote_between_two_entries_is_not_written_over(self, importing: Importing) -> None:
         """A lease ran out while the source was slow, and somebody took it: what is stored stays, and nothing comes after."""
         source, key, store = MemoryStore(), fresh_key(), Hooked(MemoryStore())
@@ -407,7 +456,8 @@ class TestInterruptions:
         store.after_appends, store.then = 3, down
         with pytest.raises(StoreUnavailable):
             await importing.run(store)
-        assert (await inner.load(key)).head.n == 3
+        log = await inner.load(key)
+        assert (log.head.n, log.holder.token) == (3, "")  # who asks the app now is not told to wait
         assert (await importing.run(inner)).conversations == 1
         assert await exported(export_conversation(key, store=inner)) == before
 

@@ -168,10 +168,7 @@ class Visitors:
 
     def still_accepts(self, token: VisitorToken) -> bool:
         """Return whether a token that was accepted before would be now: its key is still there, and it has not grown too old."""
-        return self._keyring.knows(token.key_id) and not self._is_old(token)
-
-    def _is_old(self, token: VisitorToken) -> bool:
-        return self._clock() - token.issued_at > self._max_age
+        return self._keyring.knows(token.key_id) and self._clock() - token.issued_at <= self._max_age
 
     def sign(self, visitor_id: str) -> str:
         """Return a token for this visitor, issued now and signed by the first key."""
@@ -215,7 +212,7 @@ class Visitors:
         token = VisitorToken(visitor_id, int(issued_at), key_id)
         if not self._keyring.verify(mac, key_id, _PURPOSE, *_signed(key_id, visitor_id, token.issued_at)):
             return Rejection.BAD_SIGNATURE if self._keyring.knows(key_id) else Rejection.UNKNOWN_KEY
-        if self._is_old(token):
+        if self._clock() - token.issued_at > self._max_age:
             return Rejection.EXPIRED
         return token
 

@@ -9,11 +9,8 @@ sees what was before: it then stores nothing and is sent again. Loads and append
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from operator import attrgetter
 from typing import Any, ClassVar, Literal
 from urllib.parse import unquote
 from uuid import UUID
@@ -30,30 +27,26 @@ from convmem.stores.base import (
     Entry,
     Head,
     Health,
-    Holder,
-    Kind,
     Lease,
     Listed,
     Log,
-    Lookup,
     Outcome,
     Page,
     Store,
-    StoredEntry,
     key_of_owner,
-    newest_turns,
     page_cursor,
     path_of_tenant,
     read_page_cursor,
     read_walk_cursor,
     walk_cursor,
 )
+from convmem.stores.packing import bits_of, pack_facts
 from convmem.stores.postgres_batches import Statement
 from convmem.stores.postgres_connections import BorrowedConnections, Connections, OwnConnections, Pooling
 from convmem.stores.postgres_database import MOST_TRIES, Database, Rules, durability
+from convmem.stores.postgres_layout import MOST, Seen, pack, unpack
 from convmem.stores.postgres_schema import Migrate, missing_tables
 
-_POSITION = attrgetter("n")
 _LOAD, _NEXT, _FIRST = Statement("load", "load"), Statement("append", "follow", ("next",)), Statement("append", "follow", ("first",))
 ENTRIES_A_MESSAGE = 2
 """So many entries for each message asked for are looked at to find where a window begins; more are when that was not enough."""
@@ -141,19 +134,19 @@ class PostgresStore(Store):
         if messages == 0:
             turns, messages = 0, None
         looked_at = None if messages is None else messages * ENTRIES_A_MESSAGE + 8
-        token, term = (lease.token, lease.term) if lease else (None, None)
+        token, term = (lease.token, lease.term.total_seconds()) if lease else (None, None)
         wanted = {"turn": turn, "messages": messages, "before": before}
         parts = [part for part, value in wanted.items() if value is not None]
         taken_when_held_by: str | None = None
-        window = (_id_of(key), turns, token, term)
+        window = (_id_of(key), None if turns is None else min(turns, MOST), token and pack(token), term)
         for _ in range(MOST_TRIES):
             if parts:
-                asked = (*window, turn, messages, looked_at, before)
+                asked = (*window, turn and bits_of(turn), messages, looked_at, None if before is None else min(max(before, 0), MOST))
                 rows = await self._database.run("load", "load", asked, "one", "more", *parts)
             else:
                 together = turns is not None and await self._database.share(_LOAD, window)
                 rows = together or await self._database.run("load", "load", window, "one")
-            seen = _Seen(rows, parts)
+            seen = Seen(rows)
             if seen.is_answer(token):
                 break
             if seen.is_short and looked_at is not None:
@@ -162,42 +155,45 @@ class PostgresStore(Store):
                 taken_when_held_by = seen.holder
         else:
             raise StoreUnavailable(self.name, "load", "the conversation never stood still")
-        if taken_when_held_by is not None and seen.is_complete and token is not None:  # complete, as was seen only after a wait
-            await self.release(key, token)
-            seen.holder = ""
-        found = seen.look_up(seen.holder if taken_when_held_by is None else taken_when_held_by) if turn is not None else None
-        return seen.log(token, found, turns, messages, before)
+        holder = seen.holder
+        if taken_when_held_by is not None:
+            holder = taken_when_held_by
+            if seen.is_complete and token is not None:  # complete, as was seen only after a wait
+                await self.release(key, token)
+                seen.holder = ""
+        return seen.log(lease, None if turn is None else seen.look_up(holder), turns, messages)
 
     async def append(self, key: SessionKey, after: Head, entry: Entry, *, ttl: timedelta | None = None, release: bool = False) -> Appended:
         """See `Store.append`."""
-        before = (
-            *(_id_of(key), *key.path),
-            *(after.epoch, after.n, after.id),
-            *(entry.id, entry.turn, entry.token, entry.epoch, entry.kind.value, entry.closing, entry.count, entry.turns, entry.start),
+        pinned = f"{{{','.join(map(str, entry.pinned))}}}" if entry.pinned else None
+        arguments = (
+            *(_id_of(key), *_of_head(after)),
+            *(pack(entry.id), pack(entry.token), entry.turns, entry.start, pinned, pack_facts(entry, in_place=True), entry.body),
+            *(ttl, release),
         )
-        behind = (entry.format, entry.key_id, entry.body, ttl, release)
+        address = (*key.path, pack(entry.epoch))
         if not entry.hides and len(entry.body) <= MOST_SHARED_BYTES:
-            pinned = f"{{{','.join(map(str, entry.pinned))}}}" if entry.pinned else None
-            if await self._database.share(_NEXT if after.epoch else _FIRST, (*before, pinned, None, *behind)):
+            shared = self._database.share(_NEXT, arguments) if after.epoch else self._database.share(_FIRST, (*arguments, *address))
+            if await shared:
                 return Appended(Outcome.STORED, entry.head_at(after.n + 1))
-        arguments = (*before, entry.pinned or None, entry.hides or None, *behind)
+        everything = (*arguments, *address, bits_of(after.id), entry.hides or None)
         for _ in range(MOST_TRIES):
-            row = (await self._database.run("append", "append", arguments))[0]
+            row = (await self._database.run("append", "append", everything))[0]
             if row["outcome"] != "again":
                 outcome = Outcome(row["outcome"])
                 if outcome in (Outcome.STORED, Outcome.DUPLICATE):
                     return Appended(outcome, entry.head_at(after.n + 1))
-                head = Head(row["epoch"], row["n"], row["entry"], row["turns"], row["start"], tuple(row["pinned"] or ()))
+                head = Head(unpack(row["epoch"]), row["n"], unpack(row["entry"]), row["turns"], row["start"], tuple(row["pinned"] or ()))
                 return Appended(outcome, head)
         raise StoreUnavailable(self.name, "append", "the conversation never stood still; nothing was stored")
 
     async def renew(self, key: SessionKey, lease: Lease, head: Head) -> bool:
         """See `Store.renew`."""
-        return bool(await self._database.run("renew", "renew", (_id_of(key), lease.token, lease.term, head.epoch, head.n, head.id)))
+        return bool(await self._database.run("renew", "renew", (_id_of(key), pack(lease.token), lease.term, *_of_head(head))))
 
     async def release(self, key: SessionKey, token: str) -> None:
         """See `Store.release`."""
-        await self._database.run("release", "release", (_id_of(key), token))
+        await self._database.run("release", "release", (_id_of(key), pack(token)))
 
     async def list(
         self,
@@ -230,9 +226,9 @@ class PostgresStore(Store):
 
     async def delete(self, key: SessionKey, *, at: Head | None = None) -> bool:
         """See `Store.delete`."""
-        head = (at.epoch, at.n, at.id) if at else (None, None, None)
+        head = _of_head(at) if at else (None, None, None)
         for _ in range(MOST_TRIES):
-            row = (await self._database.run("delete", "delete", (_id_of(key), *key.path, new_token(), *head, TOMBSTONE_LIFE)))[0]
+            row = (await self._database.run("delete", "delete", (_id_of(key), *key.path, pack(new_token()), *head, TOMBSTONE_LIFE)))[0]
             if not row["again"]:
                 return bool(row["wanted"] and row["existed"])
         raise StoreUnavailable(self.name, "delete", "the conversation never stood still; it was not deleted")
@@ -267,70 +263,14 @@ class PostgresStore(Store):
         await self._database.aclose()
 
 
-class _Seen:
-    """What one load statement saw."""
-
-    def __init__(self, rows: list[Any], parts: Sequence[str]) -> None:
-        at = next(at for at, row in enumerate(rows) if row["log"] is not None)
-        log = tuple(rows.pop(at)["log"])
-        epoch, n, entry, turns, start, pinned, self.expired, self.deleted, ended = log[:9]
-        self.holder, self.since, self.until, self.now, self.taken, self.taken_until, self.is_newest = log[9:16]
-        self.is_short = "messages" in parts and log[16]
-        self.turn_n, self.turn_token, self.turn_closing, self.turn_visible = log[-4:] if "turn" in parts else (None,) * 4
-        self.head = Head(epoch, n, entry, turns, start, tuple(pinned or ()))
-        self.ended = frozenset(json.loads(ended)) if ended else frozenset()
-        self.rows = rows
-
-    @property
-    def is_complete(self) -> bool:
-        return bool(self.turn_closing)
-
-    @property
-    def is_taken(self) -> bool:
-        return self.taken is not None
-
-    def is_answer(self, token: str | None) -> bool:
-        """Return whether it saw enough, and the newest; a lease that somebody else got meanwhile, or whose row it waited for, is news."""
-        if self.is_short:
-            return False
-        if token is None or self.is_complete:
-            return True
-        return bool(self.is_newest) if self.is_taken else self.holder not in ("", token)
-
-    def log(self, token: str | None, found: Lookup | None, turns: int | None, messages: int | None, before: int | None) -> Log:
-        """Return the answer of a load that asked for the lease with this token."""
-        held, since, until = (token, self.taken, self.taken_until) if self.is_taken else (self.holder, self.since, self.until)
-        holder = Holder(held, self.now - since, until - self.now) if held else Holder()
-        if self.expired:
-            head = Head(self.head.epoch, self.head.n, self.head.id, 0, self.head.n)
-            return Log(head, (), (), holder, found, expired=True, deleted_at=self.deleted, ended=self.ended)
-        stored = [_stored(self.head.epoch, row) for row in self.rows]
-        stored.sort(key=_POSITION, reverse=True)
-        entries = newest_turns(stored, turns, messages)
-        first = entries[0].n if entries else before or self.head.n + 1
-        pinned = tuple([each for each in reversed(stored) if each.n < first and each.n in self.head.pinned]) if self.head.pinned else ()
-        return Log(self.head, entries, pinned, holder, found, deleted_at=self.deleted, ended=self.ended)
-
-    def look_up(self, holder: str) -> Lookup:
-        """Return what became of the turn, for whom nobody but `holder` held the conversation when the load began."""
-        if self.turn_n is None:
-            return Lookup()
-        if self.turn_closing:
-            return Lookup("complete", self.turn_n, self.turn_visible)
-        return Lookup("running" if self.turn_token == holder else "interrupted", self.turn_n, self.turn_visible)
-
-
-def _stored(epoch: str, row: Any) -> StoredEntry:
-    """Return a visible entry, which is one of a turn."""
-    _, _, n, stored, messages, turns, start, format_, closing, entry, turn, token, key_id, pinned, hides, body = row
-    pins, hidden = tuple(pinned) if pinned else (), tuple(hides) if hides else ()
-    of_turn = Entry.read(entry, turn, token, epoch, body, messages, Kind.TURN, closing, turns, start, pins, hidden, format_, key_id)
-    return StoredEntry(n, of_turn, stored)
-
-
 def _listed(row: Any) -> Listed:
-    revision = Head(row["epoch"], row["n"], row["entry"]).revision
+    revision = Head(unpack(row["epoch"]), row["n"], unpack(row["entry"])).revision
     return Listed(SessionKey.of_path(_path_of(row)), row["turns"], row["created"], row["updated"], revision, expired=row["expired"])
+
+
+def _of_head(head: Head) -> tuple[bytes, int, bytes]:
+    """Return what a statement compares of a head."""
+    return pack(head.epoch), min(head.n, MOST), pack(head.id)
 
 
 def _path_of(row: Any) -> tuple[str, str, str]:

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -64,12 +65,13 @@ class Link:
         prepares: Whether statements can be: not where the connection is handed from one server connection to another.
     """
 
-    __slots__ = ("_prepared", "driver")
+    __slots__ = ("_names", "_prepared", "driver")
 
     def __init__(self, driver: asyncpg.Connection, *, prepares: bool = False) -> None:
         """Prepare nothing yet."""
         self.driver = driver
         self._prepared: dict[str, Any] | None = {} if prepares else None
+        self._names = count()
 
     async def fetch(self, query: str, *args: object, timeout: float | None = None) -> list[Any]:
         """Run a statement that comes once, and return its rows."""
@@ -85,7 +87,7 @@ class Link:
             return await self.fetch(query, *args, timeout=timeout)
         statement = self._prepared.get(query)
         if statement is None:
-            statement = self._prepared[query] = await self.driver.prepare(query, timeout=timeout)
+            statement = self._prepared[query] = await self.driver.prepare(query, name=f"c{next(self._names)}", timeout=timeout)
         protocol, state = self.driver._protocol, statement._state  # noqa: SLF001 - there is no public way that does only this
         try:
             return await protocol.bind_execute(state, args, "", 0, False, timeout)  # type: ignore[no-any-return]  # noqa: FBT003

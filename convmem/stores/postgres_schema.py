@@ -34,13 +34,14 @@ class Migration(NamedTuple):
 def statement(name: str, schema: str, *parts: str) -> str:
     """Return a statement of the hot path, its schema put in, without comments and line breaks.
 
-    Lines between ``-- if part`` and ``-- end`` are left out unless that part is wanted: what a statement does not do costs no time.
+    Lines between ``-- if part`` and ``-- end`` are left out unless that part is wanted, or all of several: what a statement does not do
+    costs no time.
     """
     text = resources.files("convmem.stores").joinpath("sql", "postgres", f"{name}.sql").read_text(encoding="utf-8")
     wanted, words = True, []
     for line in text.splitlines():
         if (mark := line.strip()).startswith(("-- if ", "-- end")):
-            wanted = mark == "-- end" or mark.removeprefix("-- if ") in parts
+            wanted = mark == "-- end" or set(mark.removeprefix("-- if ").split()) <= set(parts)
         elif wanted:
             words += line.partition("--")[0].split()
     return in_schema(" ".join(words), schema)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 try:
     import hiredis as hiredis  # noqa: PLC0414 - only whether it is there; the wire uses it
-    from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError, ResponseError
+    from redis.exceptions import AuthenticationError, NoScriptError, OutOfMemoryError, RedisError, ResponseError
 except ImportError as error:  # pragma: no cover - tests/packaging looks
     msg = 'RedisStore needs: pip install "convmem[redis]"'
     raise ImportError(msg) from error
@@ -43,6 +43,7 @@ from convmem.stores.base import (
     page_cursor,
     read_page_cursor,
 )
+from convmem.stores.packing import moment, pack_name
 from convmem.stores.redis_server import Report
 from convmem.stores.redis_wire import Acks, Address, ClusterWire, Lost, Part, Patience, SingleWire, Wire, pack
 
@@ -54,6 +55,7 @@ _SURELY_OVER = timedelta(hours=1)
 _LAG = timedelta(minutes=1)
 """How far an index may be behind a conversation, by two nodes' clocks and a trip between, before it missed an append."""
 _STORING = frozenset({"append", "delete"})
+_NUMBERS = (b"0", b"1", b"2", b"3")
 _SCANS = 20
 _LONGEST_TAIL = 1000
 _A_CLUSTER = "The server is a node of a cluster; CONVMEM_STORE has to begin with redis+cluster://, and a client has to be a RedisCluster."
@@ -120,9 +122,8 @@ class RedisStore(Store):
         keys = self._keys.of(key)
         tail = min(turns, _LONGEST_TAIL) if turns and messages is None and before is None else 0
         if tail:
-            reply, entries = await self._run(
-                "load", keys, (layout.pack_load(turns, None, None, tail, turn, lease),), pack("LRANGE", keys[1], -tail, -1)
-            )
+            behind = pack(b"LRANGE", keys[1], b"%d" % -tail, b"-1")
+            reply, entries = await self._run("load", keys, (layout.pack_load(turns, None, None, tail, turn, lease),), behind)
             log = layout.unpack_load(reply, entries, turn, lease)
             if log is not None:
                 return log
@@ -169,7 +170,7 @@ class RedisStore(Store):
 
     async def release(self, key: SessionKey, token: str) -> None:
         """See `Store.release`."""
-        await self._run("release", self._keys.of(key), (layout.pack_name(token),))
+        await self._run("release", self._keys.of(key), (pack_name(token),))
 
     async def list(
         self,
@@ -196,7 +197,7 @@ class RedisStore(Store):
                 break
             beyond = found[-1]
         for score, row in items[:limit]:  # one on a later page must not move in front of this one
-            if layout.moment(row.updated) - layout.moment(int(score)) > _LAG:
+            if moment(row.updated) - moment(int(score)) > _LAG:
                 await self._command("list", index, "ZADD", index, "XX", "GT", row.updated, row.key.session_id)
         cursor = page_cursor(items[limit - 1][0], items[limit - 1][1].key.session_id) if len(items) > limit else None
         return Page(tuple(row.listed() for _, row in items[:limit]), cursor)
@@ -208,7 +209,7 @@ class RedisStore(Store):
         score, session = ("", "") if place is None else (f"{place[0]:.0f}", place[1])
         args = (direction, score, session.encode("utf-8", "replace"), limit)
         ((now, page),) = await self._run("browse", (index,), args, operation="list")
-        return layout.moment(now), [(float(score), session.decode()) for session, score in zip(page[::2], page[1::2], strict=True)]
+        return moment(now), [(float(score), session.decode()) for session, score in zip(page[::2], page[1::2], strict=True)]
 
     async def _peek(self, index: bytes, found: Sequence[tuple[float, str]]) -> Sequence[_Row]:
         """Return the facts of an index's sessions, all in one trip to each node."""
@@ -221,7 +222,7 @@ class RedisStore(Store):
         """Return whether a listed conversation exists; take it out of the index where it surely does not."""
         if row.head.epoch:
             return True
-        if now - layout.moment(int(score)) > _SURELY_OVER:  # the append that was to follow its listing is not under way any more
+        if now - moment(int(score)) > _SURELY_OVER:  # the append that was to follow its listing is not under way any more
             await self._run("forget", (index,), (session.encode(), f"{score:.0f}".encode()), operation="list")
         return False
 
@@ -380,9 +381,12 @@ class RedisStore(Store):
         """
         if not self._looked:
             await self._look(operation or verb)
-        stores = verb in _STORING
+        script, told, stores = layout.script(verb), (_NUMBERS[len(keys)], *keys, *args), verb in _STORING
         try:
-            replies = await self._wire.run(layout.script(verb), keys, args, *behind, acks=acks, again=not stores)
+            try:
+                replies = await self._wire.send(keys[0], pack(b"EVALSHA", script.digest, *told), *behind, acks=acks, again=not stores)
+            except NoScriptError:
+                replies = await self._wire.send(keys[0], pack(b"EVAL", script.source, *told), *behind, acks=acks, again=not stores)
         except (Lost, RedisError) as error:
             raise self._unavailable(operation or verb, error, changes=stores if changes is None else changes) from error
         if acks and replies[-1] < acks.replicas and isinstance(replies[0], int):
@@ -420,7 +424,7 @@ class _Row(NamedTuple):
         return cls(key, layout.unpack_head(head), int(created), int(updated), bool(expired))
 
     def listed(self) -> Listed:
-        created, updated = layout.moment(self.created), layout.moment(self.updated)
+        created, updated = moment(self.created), moment(self.updated)
         return Listed(self.key, self.head.turns, created, updated, self.head.revision, self.expired)
 
 
@@ -461,7 +465,7 @@ class _Place(NamedTuple):
 
 
 def _is_older(row: _Row, than: datetime | None) -> bool:
-    return than is None or layout.moment(row.updated) < than
+    return than is None or moment(row.updated) < than
 
 
 def _is_listed(key: SessionKey) -> bool:

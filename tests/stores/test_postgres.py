@@ -26,6 +26,7 @@ from convmem.identifiers import new_id, new_token
 from convmem.keys import RESERVED_OWNER
 from convmem.stores import postgres_schema
 from convmem.stores.base import Entry, Head, Lease, Outcome
+from convmem.stores.packing import pack_name
 from convmem.stores.postgres import PostgresStore
 from convmem.stores.postgres_connections import OwnConnections, Pooling
 from convmem.stores.postgres_database import UnsafePostgresWarning
@@ -80,28 +81,20 @@ async def fill(url: str, key: SessionKey, entries: int) -> Head:
             await writer.append(replace(writer.entry(count=2, body=b"x" * 1000), epoch=epoch))
         await store.aclose()
         if entries > 1:
-            await link.execute(
-                "INSERT INTO convmem.convmem_entry SELECT conversation, g, 0, stored, count, g, format, closing, visible, opens, kind,"
-                " CASE WHEN g = $1::bigint THEN $2 ELSE md5(g::text || conversation::text) END, md5('t' || g::text || conversation::text),"
-                " token, key_id, pinned, hides, body FROM convmem.convmem_entry, generate_series(2, $1::bigint) AS g"
-                " WHERE conversation = (SELECT id FROM convmem.convmem_conversation WHERE owner = $3)",
-                entries,
-                last,
-                key.path[1],
+            which = "(SELECT id FROM convmem.convmem_conversation WHERE owner = $1)"
+            await link.execute(  # turn and id are others, the token stays
+                "INSERT INTO convmem.convmem_entry SELECT conversation, g, opens, overlay(overlay(facts PLACING"
+                " uuid_send(md5('t' || g::text || conversation::text)::uuid) FROM 9) PLACING CASE WHEN g = $2::integer THEN $3"
+                " ELSE uuid_send(md5(g::text || conversation::text)::uuid) END FROM 41), body"
+                f" FROM convmem.convmem_entry, generate_series(2, $2::integer) AS g WHERE conversation = {which}",
+                *(key.path[1], entries, bytes.fromhex(last)),
             )
-            await link.execute(
-                "UPDATE convmem.convmem_conversation SET n = $1::bigint, turns = $1::int, entry = $2 WHERE owner = $3",
-                entries,
-                last,
-                key.path[1],
-            )
-            await link.execute(
-                "UPDATE convmem.convmem_lease SET n = $1::bigint, entry = $2 WHERE conversation ="
-                " (SELECT id FROM convmem.convmem_conversation WHERE owner = $3)",
-                entries,
-                last,
-                key.path[1],
-            )
+            for table, columns in (("conversation", "n = $2::integer, turns = $2::integer"), ("lease", "n = $2::integer")):
+                name = {"conversation": "id", "lease": "conversation"}[table]
+                await link.execute(
+                    f"UPDATE convmem.convmem_{table} SET {columns}, entry = $3 WHERE {name} = {which}",
+                    *(key.path[1], entries, pack_name(last)),
+                )
     finally:
         await link.close()
     return Head(epoch, entries, last, entries) if entries > 1 else Head()
@@ -166,7 +159,7 @@ async def test_a_load_does_not_read_what_is_hidden(postgres_server: PostgresServ
     url, key = postgres_server.database(), fresh_key()
     await fill(url, key, 20_000)
     link = await asyncpg.connect(url)
-    await link.execute("UPDATE convmem.convmem_entry SET visible = n < 3 OR n > 19990")
+    await link.execute("UPDATE convmem.convmem_entry SET n = -n WHERE n BETWEEN 3 AND 19990")
     await link.execute("VACUUM ANALYZE")
     conversation = await link.fetchval("SELECT id FROM convmem.convmem_conversation")
     await link.execute("SET plan_cache_mode = force_generic_plan")
@@ -214,12 +207,12 @@ async def test_no_verb_reads_a_table_from_end_to_end(postgres_wheel: PostgresWhe
     await link.execute(
         "INSERT INTO convmem.convmem_conversation (id, n, start, created, updated, turns, day, tenant, owner, session, epoch, entry)"
         " SELECT md5(g::text)::uuid, 20, 0, now() - g * interval '1 minute', now() - g * interval '1 minute', 20,"
-        " (now() - g * interval '1 minute')::date, '', 'user:' || g % 7, 's' || g, 'e', md5('e20' || g::text) FROM generate_series(1, 5000) AS g"
+        " (now() - g * interval '1 minute')::date, '', 'user:' || g % 7, 's' || g, '\\x0165', '\\xff' || decode(md5('e20' || g::text), 'hex') FROM generate_series(1, 5000) AS g"
     )
     await link.execute(
-        "INSERT INTO convmem.convmem_entry (conversation, n, start, stored, count, turns, format, closing, visible, opens, kind, entry, turn,"
-        " token, key_id, body) SELECT md5(g::text)::uuid, n, 0, now(), 2, n, 1, true, true, true, 'turn', md5(n::text || g::text),"
-        " md5('t' || n::text || g::text), 'token', '', 'x' FROM generate_series(1, 5000) AS g, generate_series(1, 20) AS n"
+        "INSERT INTO convmem.convmem_entry (conversation, n, opens, facts, body) SELECT md5(g::text)::uuid, n, true,"
+        " '\\x0000000000000014' || uuid_send(md5('t' || n::text || g::text)::uuid) || uuid_send(md5('token')::uuid)"
+        " || uuid_send(md5(n::text || g::text)::uuid) || '\\x020100', 'x' FROM generate_series(1, 5000) AS g, generate_series(1, 20) AS n"
     )
     await link.execute(
         "INSERT INTO convmem.convmem_lease SELECT id, now(), '-infinity', n, '2020-01-01', '', epoch, entry FROM convmem.convmem_conversation"
@@ -228,21 +221,21 @@ async def test_no_verb_reads_a_table_from_end_to_end(postgres_wheel: PostgresWhe
     await link.execute("ANALYZE")
     await link.execute("SET plan_cache_mode = force_generic_plan")
     uuid = "'00000000-0000-0000-0000-000000000001'"
-    entry = "'', 'user:x', 's', '', 0, '', 'id', 'turn', 'token', 'epoch', 'turn', true, 2, 1, 0, NULL, NULL, 1, '', 'x', NULL, true"
-    entries = (
-        re.sub(r"('[^']*'|\w+)", r"ARRAY[\1]", entry)
-        .replace("['x']", "['x'::bytea]")
-        .replace("[NULL], ARRAY[true]", "[NULL::interval], ARRAY[true]")
-    )
+    facts = f"'{'x' * 60}'"
+    entry = f"'', 0, '', 'id', 'token', 1, 0, NULL, {facts}, 'x', NULL, true"
+    first = f"{entry}, '', 'user:x', 's', 'epoch'"
+    of_bytes = ("''", "'id'", "'token'", facts, "'x'")
+    many = ", ".join(f"ARRAY[{value}{'::bytea' * (value in of_bytes)}]" for value in entry.split(", "))
+    many = many.replace("[NULL], ARRAY[true]", "[NULL::interval], ARRAY[true]")
     arguments = {
-        "load one": f"{uuid}, 20, 'token', '8 s'",
-        "load one more turn messages before": f"{uuid}, 20, 'token', '8 s', 'turn', 30, 68, 10",
-        "load many": f"ARRAY[{uuid}::uuid], '{{20}}', '{{token}}', '{{8 s}}'",
+        "load one": f"{uuid}, 20, 'token', 8",
+        "load one more turn messages before": f"{uuid}, 20, 'token', 8, 'turn', 30, 68, 10",
+        "load many": f"ARRAY[{uuid}::uuid], '{{20}}', '{{token}}', '{{8}}'",
         "follow one next": f"{uuid}, {entry}",
-        "follow one first": f"{uuid}, {entry}",
-        "follow many next": f"ARRAY[{uuid}::uuid], {entries}",
-        "follow many first": f"ARRAY[{uuid}::uuid], {entries}",
-        "append": f"{uuid}, '', 'user:x', 's', '', 0, '', 'id', 'turn', 'token', 'epoch', 'turn', true, 2, 1, 0, NULL, '{{1}}', 1, '', 'x', NULL, true",
+        "follow one first": f"{uuid}, {first}",
+        "follow many next": f"ARRAY[{uuid}::uuid], {many}",
+        "follow many first": f"ARRAY[{uuid}::uuid], {many}, ARRAY[''], ARRAY['user:x'], ARRAY['s'], ARRAY['epoch'::bytea]",
+        "append": f"{uuid}, {first}, 'id', '{{1}}'",
         "renew": f"{uuid}, 'token', '8 s', '', 0, ''",
         "release": f"{uuid}, 'token'",
         "list": "'', 'user:1', NULL, '', NULL, 51",
@@ -303,7 +296,7 @@ async def test_a_table_that_is_changed_under_a_worker_costs_it_nothing_but_a_tri
         await writer.append()
         await writer.load(turns=1)
         link = await asyncpg.connect(url)
-        await link.execute("ALTER TABLE convmem.convmem_entry ALTER COLUMN turns TYPE bigint")
+        await link.execute("ALTER TABLE convmem.convmem_entry ALTER COLUMN n TYPE bigint")
         await link.close()
         backends = await pids(url)
         for _ in range(2):
@@ -321,7 +314,7 @@ async def test_an_owner_with_ten_thousand_conversations_is_paged_by_day(postgres
         link = await asyncpg.connect(url)
         await link.execute(
             "INSERT INTO convmem.convmem_conversation (id, n, start, created, updated, turns, day, tenant, owner, session, epoch, entry)"
-            " SELECT md5(g::text)::uuid, 1, 0, at, at, 1, (at AT TIME ZONE 'UTC')::date, '', 'user:1', 's' || g, 'e', 'i'"
+            " SELECT md5(g::text)::uuid, 1, 0, at, at, 1, (at AT TIME ZONE 'UTC')::date, '', 'user:1', 's' || g, '\\x0165', '\\x0169'"
             " FROM (SELECT g, now() - g * interval '7 minutes' AS at FROM generate_series(1, 10000) AS g) AS each"
         )
         await link.execute("ANALYZE")
@@ -394,7 +387,7 @@ NEXT = Migration(
     "ALTER TABLE convmem.convmem_entry ADD COLUMN invented text;"
     "ALTER TABLE convmem.convmem_conversation ADD COLUMN invented bigint NOT NULL DEFAULT 7;"
     "ALTER TABLE convmem.convmem_lease ADD COLUMN invented text NOT NULL DEFAULT '';"
-    "CREATE INDEX invented ON convmem.convmem_entry (stored);",
+    "CREATE INDEX invented ON convmem.convmem_entry (opens);",
 )
 
 

@@ -277,7 +277,7 @@ BROKEN: dict[Interleaving, Change] = {
         "epoch = excluded.epoch, n = excluded.n, entry = excluded.entry,",
         "epoch = l.epoch, n = l.n, entry = l.entry,",
     ),
-    an_append_is_fenced_by_a_lease_that_was_being_taken: ("append", "WHERE l.token = $10::text OR l.until <= now()", ""),
+    an_append_is_fenced_by_a_lease_that_was_being_taken: ("append", "WHERE l.token = $6::bytea OR l.until <= now()", ""),
     of_two_first_appends_the_later_is_a_conflict: ("append", "AND NOT EXISTS (SELECT FROM written) THEN 'again'", "AND false THEN 'again'"),
     an_entry_repeated_during_its_first_try_is_a_duplicate: (
         "append",
@@ -308,7 +308,7 @@ BROKEN: dict[Interleaving, Change] = {
     ),
     a_lease_that_ran_out_is_lost_to_a_write_under_way: (
         "renew",
-        "OR (l.until <= now() AND (l.epoch, l.n, l.entry) = ($4::text, $5::bigint, $6::text))",
+        "OR (l.until <= now() AND (l.epoch, l.n, l.entry) = ($4::bytea, $5::integer, $6::bytea))",
         "OR l.until <= now()",
     ),
     a_turn_that_was_being_completed_is_found_complete_and_takes_no_lease: (

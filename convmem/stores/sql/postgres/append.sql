@@ -1,8 +1,12 @@
--- $1 conversation  $2 tenant  $3 owner  $4 session                     the address
--- $5 epoch  $6 n  $7 id                                                the head to append after
--- $8 id  $9 turn  $10 token  $11 epoch  $12 kind  $13 closing  $14 count  $15 turns  $16 start  $17 pinned  $18 hides
--- $19 format  $20 key id  $21 body                                     the entry
--- $22 ttl  $23 release
+-- $1 conversation
+-- $2 epoch  $3 n  $4 id                                                the head to append after
+-- $5 id  $6 token  $7 turns  $8 start  $9 pinned  $10 facts  $11 body  the entry
+-- $12 ttl  $13 release
+-- $14 tenant  $15 owner  $16 session  $17 epoch                        the address, and the entry's epoch
+-- $18 the 16 bytes for the id of that head  $19 hides
+--
+-- The facts that come here are those of an entry without when it was stored: flags, of which the lowest two are 0 for a turn, then
+-- 16 bytes each for turn, token and id.
 --
 -- Everything is decided on what this statement sees. Each write is made from the row the write before it returned: the lease
 -- row first, which every writer locks and which says who may write now; then the conversation, if it is still as seen; then
@@ -17,72 +21,75 @@ WITH seen AS (
     LEFT JOIN convmem.convmem_lease AS l ON l.conversation = $1::uuid AND l.until > now()
 ), place AS (
     SELECT
-        (SELECT entry FROM convmem.convmem_entry WHERE conversation = $1::uuid AND n = $6::bigint) AS there,
-        (SELECT entry FROM convmem.convmem_entry WHERE conversation = $1::uuid AND n = $6::bigint + 1) AS next
+        (SELECT substr(facts, 41, 16) FROM convmem.convmem_entry
+         WHERE conversation = $1::uuid AND n IN ($3::integer, -$3::integer)) AS there,
+        (SELECT substr(facts, 41, 16) FROM convmem.convmem_entry
+         WHERE conversation = $1::uuid AND n IN ($3::integer + 1, -1 - $3::integer)) AS next
 ), earlier AS (
-    SELECT n, token FROM convmem.convmem_entry WHERE conversation = $1::uuid AND turn = $9::text
+    SELECT n, substr(facts, 25, 16) = substr($10::bytea, 18, 16) AS ours FROM convmem.convmem_entry
+    WHERE conversation = $1::uuid AND substr(facts, 9, 16) = substr($10::bytea, 2, 16)
 ), decided AS (
     SELECT seen.*, CASE
-        WHEN $5::text <> '' AND seen.ended ? $5::text THEN 'gone'
-        WHEN $5::text = '' AND seen.mark NOT IN ('', $7::text) THEN 'gone'
-        WHEN $5::text NOT IN ('', seen.epoch) THEN 'gap'
-        WHEN place.next = $8::text THEN 'duplicate'
-        WHEN seen.n < $6::bigint AND seen.epoch = $5::text THEN 'gap'
-        WHEN $6::bigint > 0 AND place.there IS NULL AND $6::bigint >= seen.start THEN 'gap'
-        WHEN $6::bigint > 0 AND place.there <> $7::text THEN 'gap'
-        WHEN seen.holder NOT IN ('', $10::text) THEN 'fenced'
-        WHEN seen.n > $6::bigint THEN 'conflict'
+        WHEN $2::bytea <> '' AND seen.ended ? encode($2::bytea, 'hex') THEN 'gone'
+        WHEN $2::bytea = '' AND seen.mark NOT IN ('', $4::bytea) THEN 'gone'
+        WHEN $2::bytea NOT IN ('', seen.epoch) THEN 'gap'
+        WHEN place.next = substr($10::bytea, 34, 16) THEN 'duplicate'
+        WHEN seen.n < $3::integer AND seen.epoch = $2::bytea THEN 'gap'
+        WHEN $3::integer > 0 AND place.there IS NULL AND $3::integer >= seen.start THEN 'gap'
+        WHEN $3::integer > 0 AND place.there <> $18::bytea THEN 'gap'
+        WHEN seen.holder NOT IN ('', $6::bytea) THEN 'fenced'
+        WHEN seen.n > $3::integer THEN 'conflict'
         ELSE 'stored'
     END AS outcome
     FROM seen, place
 ), leased AS (
     INSERT INTO convmem.convmem_lease AS l (conversation, token, taken, until, epoch, n, entry, day)
-    SELECT $1::uuid, '', now(), '-infinity', $11::text, $6::bigint + 1, $8::text, (now() AT TIME ZONE 'UTC')::date
+    SELECT $1::uuid, '', now(), '-infinity', $17::bytea, $3::integer + 1, $5::bytea, (now() AT TIME ZONE 'UTC')::date
     FROM decided WHERE outcome = 'stored'
     ON CONFLICT (conversation) DO UPDATE SET
         epoch = excluded.epoch, n = excluded.n, entry = excluded.entry, day = excluded.day,
-        token = CASE WHEN $23::boolean AND l.token = $10::text THEN '' ELSE l.token END,
-        until = CASE WHEN $23::boolean AND l.token = $10::text THEN '-infinity' ELSE l.until END
-    WHERE l.token = $10::text OR l.until <= now()
+        token = CASE WHEN $13::boolean AND l.token = $6::bytea THEN '' ELSE l.token END,
+        until = CASE WHEN $13::boolean AND l.token = $6::bytea THEN '-infinity' ELSE l.until END
+    WHERE l.token = $6::bytea OR l.until <= now()
     RETURNING l.conversation
 ), released AS (
     UPDATE convmem.convmem_lease AS l SET token = '', until = '-infinity'
     FROM decided
-    WHERE l.conversation = $1::uuid AND l.token = $10::text AND decided.outcome = 'duplicate' AND $23::boolean
+    WHERE l.conversation = $1::uuid AND l.token = $6::bytea AND decided.outcome = 'duplicate' AND $13::boolean
 ), moved AS (
     UPDATE convmem.convmem_conversation AS c SET
-        epoch = $11::text, n = $6::bigint + 1, entry = $8::text, turns = $15::integer, start = $16::bigint, pinned = $17::bigint[],
+        epoch = $17::bytea, n = $3::integer + 1, entry = $5::bytea, turns = $7::integer, start = $8::integer, pinned = $9::text::integer[],
         created = CASE WHEN c.epoch = '' THEN now() ELSE c.created END,
         updated = greatest(now(), c.updated), day = (greatest(now(), c.updated) AT TIME ZONE 'UTC')::date,
-        expires = now() + $22::interval
+        expires = now() + $12::interval
     FROM decided, leased
     WHERE c.id = leased.conversation AND (c.epoch, c.n, c.entry, c.mark) = (decided.epoch, decided.n, decided.entry, decided.mark)
     RETURNING c.id, c.updated
 ), made AS (
     INSERT INTO convmem.convmem_conversation
         (id, tenant, owner, session, epoch, n, entry, turns, start, pinned, created, updated, day, expires)
-    SELECT leased.conversation, $2::text, $3::text, $4::text, $11::text, $6::bigint + 1, $8::text, $15::integer, $16::bigint,
-        $17::bigint[], now(), now(), (now() AT TIME ZONE 'UTC')::date, now() + $22::interval
+    SELECT leased.conversation, $14::text, $15::text, $16::text, $17::bytea, $3::integer + 1, $5::bytea, $7::integer, $8::integer,
+        $9::text::integer[], now(), now(), (now() AT TIME ZONE 'UTC')::date, now() + $12::interval
     FROM decided, leased WHERE NOT decided.present
     ON CONFLICT (id) DO NOTHING
     RETURNING id, updated
 ), written AS (
-    INSERT INTO convmem.convmem_entry
-        (conversation, n, start, stored, count, turns, format, closing, visible, opens, kind, entry, turn, token, key_id, pinned, hides, body)
-    SELECT id, $6::bigint + 1, $16::bigint, now(), $14::integer, $15::integer, $19::integer, $13::boolean, $12::text = 'turn',
-        NOT EXISTS (SELECT FROM earlier WHERE token = $10::text), $12::text, $8::text, $9::text, $10::text, $20::text, $17::bigint[], $18::bigint[], $21::bytea
+    INSERT INTO convmem.convmem_entry (conversation, n, opens, facts, body)
+    SELECT id, CASE WHEN get_byte($10::bytea, 0) & 3 = 0 THEN $3::integer + 1 ELSE -1 - $3::integer END,
+        NOT EXISTS (SELECT FROM earlier WHERE ours),
+        substr(int8send((extract(epoch FROM now()) * 1000000)::bigint), 2) || $10::bytea, $11::bytea
     FROM (SELECT id FROM moved UNION ALL SELECT id FROM made) AS address
     RETURNING n
 ), removed AS (
     DELETE FROM convmem.convmem_entry AS e USING moved, decided
-    WHERE e.conversation = moved.id AND decided.expired AND e.n < CASE WHEN $16::bigint > decided.start THEN $16::bigint ELSE 0 END
+    WHERE e.conversation = moved.id AND decided.expired AND abs(e.n) < CASE WHEN $8::integer > decided.start THEN $8::integer ELSE 0 END
 ), hidden AS (
-    UPDATE convmem.convmem_entry AS e SET visible = false
+    UPDATE convmem.convmem_entry AS e SET n = -e.n
     FROM moved, decided, (
-        SELECT n FROM earlier WHERE token <> $10::text UNION SELECT unnest($18::bigint[])
+        SELECT n FROM earlier WHERE NOT ours AND n > 0 UNION SELECT unnest($19::integer[])
     ) AS target
-    WHERE e.conversation = moved.id AND e.n = target.n AND e.visible
-        AND NOT (decided.expired AND e.n < CASE WHEN $16::bigint > decided.start THEN $16::bigint ELSE 0 END)
+    WHERE e.conversation = moved.id AND e.n = target.n
+        AND NOT (decided.expired AND e.n < CASE WHEN $8::integer > decided.start THEN $8::integer ELSE 0 END)
 )
 SELECT CASE WHEN outcome = 'stored' AND NOT EXISTS (SELECT FROM written) THEN 'again' ELSE outcome END AS outcome,
     epoch, n, entry, turns, start, pinned

@@ -1,23 +1,24 @@
 -- A window, and with a token the lease.
 --
--- One row has "log" and no entry; each other row is an entry: those of the window, and those that are pinned before it. Where the
--- window begins is told by the entries that open a turn. It may begin too early, when an edit hid such an entry, never too late.
+-- One row has "log", which postgres_layout.py unpacks; its n is where the window begins. Each other row has entries, at most 128,
+-- their first position, and all their positions unless they are in a row: those of the window, and those that are pinned before it.
+-- Where the window begins is told by the entries that open a turn. It may begin too early, when an edit hid such an entry, never too late.
 WITH
 -- turns: how many, null is all of them; token, term: of the lease to take, null is none; turn: the one to look up; messages: how
 -- many; looked_at: how many entries are looked at to find as many messages; before: the position where the window ends
 -- if one
 asked AS NOT MATERIALIZED (
-    SELECT NULL::integer AS at, $1::uuid AS id, $2::bigint AS turns, $3::text AS token, $4::interval AS term
+    SELECT NULL::integer AS at, $1::uuid AS id, $2::integer AS turns, $3::bytea AS token, $4::float8 * interval '1 second' AS term
     -- if more
-        , $5::text AS turn, $6::bigint AS messages, $7::bigint AS looked_at, $8::bigint AS before
+        , $5::bytea AS turn, $6::bigint AS messages, $7::bigint AS looked_at, $8::integer AS before
     -- end
     -- if one
 ),
 -- end
 -- if many
 wanted AS MATERIALIZED (
-    SELECT at::integer, id, turns, token, term
-    FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::interval[]) WITH ORDINALITY AS w (id, turns, token, term, at)
+    SELECT at::integer, id, turns, token, term * interval '1 second' AS term
+    FROM unnest($1::uuid[], $2::integer[], $3::bytea[], $4::float8[]) WITH ORDINALITY AS w (id, turns, token, term, at)
 ), locked AS MATERIALIZED ( -- nobody waits for a row that somebody else has: whom it concerns asks again, alone
     SELECT l.conversation FROM wanted AS w JOIN convmem.convmem_lease AS l ON l.conversation = w.id WHERE w.token IS NOT NULL
     FOR NO KEY UPDATE OF l SKIP LOCKED
@@ -37,12 +38,13 @@ seen AS (
     LEFT JOIN convmem.convmem_lease AS l ON l.conversation = a.id AND l.until > now()
 -- if turn
 ), found AS (
-    SELECT last.n, last.token, last.closing, NOT seen.expired AND EXISTS (
-        SELECT FROM convmem.convmem_entry AS e WHERE e.conversation = seen.id AND e.turn = seen.turn AND e.visible AND e.n > seen.start
+    SELECT last.n, last.facts, NOT seen.expired AND EXISTS (
+        SELECT FROM convmem.convmem_entry AS e
+        WHERE e.conversation = seen.id AND substr(e.facts, 9, 16) = seen.turn AND e.n > seen.start
     ) AS visible
     FROM seen, LATERAL (
-        SELECT e.n, e.token, e.closing FROM convmem.convmem_entry AS e
-        WHERE e.conversation = seen.id AND e.turn = seen.turn ORDER BY e.n DESC LIMIT 1
+        SELECT abs(e.n) AS n, e.facts FROM convmem.convmem_entry AS e
+        WHERE e.conversation = seen.id AND substr(e.facts, 9, 16) = seen.turn ORDER BY abs(e.n) DESC LIMIT 1
     ) AS last
 -- end
 ), held AS (
@@ -51,7 +53,7 @@ seen AS (
     FROM seen
     WHERE token IS NOT NULL AND holder IN ('', token)
 -- if turn
-        AND NOT EXISTS (SELECT FROM found WHERE closing)
+        AND NOT EXISTS (SELECT FROM found WHERE get_byte(facts, 7) & 4 <> 0) -- it is closed
 -- end
     ON CONFLICT (conversation) DO UPDATE SET
         token = excluded.token, until = excluded.until, day = excluded.day,
@@ -60,15 +62,17 @@ seen AS (
         n = CASE WHEN l.token = excluded.token AND l.until > now() THEN excluded.n ELSE l.n END,
         entry = CASE WHEN l.token = excluded.token AND l.until > now() THEN excluded.entry ELSE l.entry END
     WHERE l.token = excluded.token OR l.until <= now()
-    RETURNING l.conversation, l.taken, l.until, l.epoch, l.n, l.entry
+    RETURNING l.conversation, l.epoch, l.n, l.entry
 -- if messages
 ), reached AS (
     SELECT max(n) FILTER (WHERE total >= messages) AS n, count(*) >= max(looked_at) AS short
     FROM (
         SELECT e.n, seen.messages, seen.looked_at, sum(e.count) OVER (ORDER BY e.n DESC ROWS UNBOUNDED PRECEDING) AS total
         FROM seen, LATERAL (
-            SELECT n, count FROM convmem.convmem_entry
-            WHERE conversation = seen.id AND visible AND n > seen.start AND n < coalesce(seen.before, seen.n + 1)
+            SELECT n, CASE WHEN get_byte(facts, 56) < 128 THEN get_byte(facts, 56) -- a number in seven bits a byte; of three, the lowest two
+                ELSE get_byte(facts, 56) - 128 + (get_byte(facts, 57) & 127) * 128 END AS count
+            FROM convmem.convmem_entry
+            WHERE conversation = seen.id AND n > seen.start AND n < coalesce(seen.before, seen.n + 1)
             ORDER BY n DESC LIMIT seen.looked_at
         ) AS e
     ) AS each
@@ -82,12 +86,12 @@ seen AS (
         start,
 -- if messages
         (SELECT e.n - 1 FROM convmem.convmem_entry AS e
-        WHERE e.conversation = seen.id AND e.visible AND e.opens AND e.n > seen.start AND e.n <= (SELECT n FROM reached)
+        WHERE e.conversation = seen.id AND e.opens AND e.n > seen.start AND e.n <= (SELECT n FROM reached)
         ORDER BY e.n DESC LIMIT 1),
 -- end
         CASE WHEN seen.turns IS NOT NULL THEN (
             SELECT e.n - 1 FROM convmem.convmem_entry AS e
-            WHERE e.conversation = seen.id AND e.visible AND e.opens AND e.n > seen.start
+            WHERE e.conversation = seen.id AND e.opens AND e.n > seen.start
 -- if before
                 AND e.n < seen.before
 -- end
@@ -95,36 +99,60 @@ seen AS (
         ) END
     ) END AS low
     FROM seen
+), chosen AS (
+    SELECT edge.at, e.n, e.facts, e.body
+    FROM edge, convmem.convmem_entry AS e
+    WHERE e.conversation = edge.id AND e.n > edge.low AND e.n <= edge.n -- both bounds: the planner then expects few rows, not a third of all
+-- if before
+        AND e.n < edge.before
+-- end
+    UNION ALL
+    SELECT edge.at, e.n, e.facts, e.body
+    FROM edge, convmem.convmem_entry AS e
+    WHERE e.conversation = edge.id AND e.n = ANY (edge.pinned) AND e.n > edge.start AND e.n <= edge.low AND NOT edge.expired
+-- if before
+        AND e.n < edge.before
+-- end
 )
-SELECT seen.at, ROW(
-        seen.epoch, seen.n, seen.entry, seen.visible, seen.start, seen.pinned, seen.expired, seen.deleted, seen.ended::text,
-        seen.holder, seen.taken, seen.until, now(),
-        held.taken, held.until, (held.epoch, held.n, held.entry) IS NOT DISTINCT FROM (seen.epoch, seen.n, seen.entry)
+SELECT
+-- if many
+    seen.at,
+-- end
+    int2send((
+        seen.expired::integer + (held.conversation IS NOT NULL)::integer * 2
+        + ((held.epoch, held.n, held.entry) IS NOT DISTINCT FROM (seen.epoch, seen.n, seen.entry))::integer * 4
+        + (seen.holder <> '')::integer * 8
 -- if messages
-        , (SELECT n IS NULL AND short FROM reached)
+        + coalesce((SELECT n IS NULL AND short FROM reached), false)::integer * 16
 -- end
+    )::smallint) || int4send(seen.n) || int4send(seen.visible) || int4send(seen.start)
+    || coalesce(nullif(seen.epoch, ''), '\x00') || coalesce(nullif(seen.entry, ''), '\x00')
+    || CASE WHEN seen.holder <> '' THEN
+        seen.holder || timestamptz_send(now()) || timestamptz_send(seen.taken) || timestamptz_send(seen.until)
+    ELSE '' END
+    || CASE WHEN seen.pinned IS NOT NULL OR seen.deleted IS NOT NULL OR seen.ended IS NOT NULL THEN convert_to(
+        json_build_array(seen.pinned, (extract(epoch FROM seen.deleted) * 1000000)::bigint, seen.ended)::text, 'UTF8'
+    ) ELSE '' END AS log,
+    (SELECT low FROM edge WHERE edge.id = seen.id) AS n, NULL::integer[] AS positions, NULL::bytea[] AS entries
 -- if turn
-        , found.n, found.token, found.closing, found.visible
+    , found.n AS found_n, found.facts AS found, found.visible AS found_visible
 -- end
-    ) AS log,
-    NULL::bigint AS n, NULL::timestamptz AS stored, NULL::integer AS count, NULL::integer AS turns, NULL::bigint AS start,
-    NULL::integer AS format, NULL::boolean AS closing, NULL::text AS entry, NULL::text AS turn, NULL::text AS token,
-    NULL::text AS key_id, NULL::bigint[] AS pinned, NULL::bigint[] AS hides, NULL::bytea AS body
 FROM seen LEFT JOIN held ON held.conversation = seen.id
 -- if turn
 LEFT JOIN found ON true
 -- end
 UNION ALL
-SELECT edge.at, NULL, e.n, e.stored, e.count, e.turns, e.start, e.format, e.closing, e.entry, e.turn, e.token, e.key_id, e.pinned, e.hides, e.body
-FROM edge, convmem.convmem_entry AS e
-WHERE e.conversation = edge.id AND e.visible AND e.n > edge.low
--- if before
-    AND e.n < edge.before
+SELECT
+-- if many
+    at,
 -- end
-UNION ALL
-SELECT edge.at, NULL, e.n, e.stored, e.count, e.turns, e.start, e.format, e.closing, e.entry, e.turn, e.token, e.key_id, e.pinned, e.hides, e.body
-FROM edge, convmem.convmem_entry AS e
-WHERE e.conversation = edge.id AND e.visible AND e.n = ANY (edge.pinned) AND e.n > edge.start AND e.n <= edge.low AND NOT edge.expired
--- if before
-    AND e.n < edge.before
+    NULL, min(n), CASE WHEN count(*) <= max(n) - min(n) THEN array_agg(n ORDER BY n) END, array_agg(facts || body ORDER BY n)
+-- if turn
+    , NULL, NULL, NULL
 -- end
+FROM chosen
+GROUP BY
+-- if many
+    at,
+-- end
+    n >> 7

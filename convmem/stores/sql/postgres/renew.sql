@@ -9,12 +9,12 @@ WITH seen AS (
     LEFT JOIN convmem.convmem_lease AS l ON l.conversation = $1::uuid AND l.until > now()
 )
 INSERT INTO convmem.convmem_lease AS l (conversation, token, taken, until, epoch, n, entry, day)
-SELECT $1::uuid, $2::text, now(), now() + $3::interval, epoch, n, entry, (now() AT TIME ZONE 'UTC')::date
+SELECT $1::uuid, $2::bytea, now(), now() + $3::interval, epoch, n, entry, (now() AT TIME ZONE 'UTC')::date
 FROM seen
-WHERE holder = $2::text OR (holder = '' AND (epoch, n, entry) = ($4::text, $5::bigint, $6::text))
+WHERE holder = $2::bytea OR (holder = '' AND (epoch, n, entry) = ($4::bytea, $5::integer, $6::bytea))
 ON CONFLICT (conversation) DO UPDATE SET
     token = excluded.token, until = excluded.until, day = excluded.day,
     taken = CASE WHEN l.token = excluded.token AND l.until > now() THEN l.taken ELSE excluded.taken END
 WHERE (l.token = excluded.token AND l.until > now())
-    OR (l.until <= now() AND (l.epoch, l.n, l.entry) = ($4::text, $5::bigint, $6::text))
+    OR (l.until <= now() AND (l.epoch, l.n, l.entry) = ($4::bytea, $5::integer, $6::bytea))
 RETURNING true AS renewed

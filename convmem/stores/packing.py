@@ -1,0 +1,252 @@
+"""An entry as it lies in a server, packed: its names in 17 bytes each, its numbers in as few as they need. Imports no driver.
+
+An entry is seven bytes of when it was stored (microseconds since 1970, big-endian), which the server puts in front; then what
+`pack_facts` makes: flags, turn, token, the id unless it is the turn's, the count, turns, start, the rarer fields as JSON when there
+are any; and its body.
+"""
+
+from __future__ import annotations
+
+import json
+from binascii import Error as Base64Error, a2b_base64, b2a_base64
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from struct import Struct
+from typing import Any, overload
+
+from convmem.stores.base import ENTRY_FORMAT, Entry, Head, Kind, StoredEntry
+
+_KINDS = (Kind.TURN, Kind.EDIT, Kind.RESET)
+_CLOSING, _MORE, _PLAIN, _ALONE = 4, 8, 16, 32
+_HEX, _BASE64, _LONG = 255, 254, 253
+_TAGS = (_HEX, _BASE64, _HEX)
+_STORED = 7
+_PLAIN_ENTRY = Struct(">8x16s16sBBB")
+_BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
+_URL_SAFE, _STANDARD = bytes.maketrans(b"+/", b"-_"), bytes.maketrans(b"-_+/", b"+/!!")
+
+
+def pack_name(name: str) -> bytes:
+    """Return a name as it is stored: a tag and 16 bytes for the ids and the tokens this package makes, else its length and text."""
+    size = len(name)
+    if size == 22 and name[21] in "AQgw":  # noqa: PLR2004 - 128 bits in base64 are 21 characters and a quarter
+        try:
+            packed = a2b_base64(name.encode().translate(_STANDARD) + b"==")  # it passes over what is not of its alphabet
+        except Base64Error:
+            packed = b""
+        if len(packed) == 16:  # noqa: PLR2004 - 128 bits
+            return b"\xfe" + packed
+    elif size == 32:  # noqa: PLR2004 - a UUID
+        try:
+            packed = bytes.fromhex(name)
+        except ValueError:
+            packed = b""
+        if packed.hex() == name:
+            return b"\xff" + packed
+    text = name.encode()
+    if len(text) < _LONG:
+        return bytes((len(text),)) + text
+    return b"\xfd" + len(text).to_bytes(2, "big") + text
+
+
+def unpack_name(data: bytes, at: int = 0) -> tuple[str, int]:
+    """Return the name at a place, and where the next one begins."""
+    tag = data[at]
+    if tag == _HEX:
+        return data[at + 1 : at + 17].hex(), at + 17
+    if tag == _BASE64:
+        return _base64(data[at + 1 : at + 17]), at + 17
+    begin, size = (at + 3, int.from_bytes(data[at + 1 : at + 3], "big")) if tag == _LONG else (at + 1, tag)
+    return data[begin : begin + size].decode(), begin + size
+
+
+def _base64(bits: bytes) -> str:
+    return b2a_base64(bits)[:22].translate(_URL_SAFE).decode()
+
+
+def pack_number(number: int) -> bytes:
+    """Return a number in seven bits a byte, the lowest first (LEB128)."""
+    if number < 128:  # noqa: PLR2004 - seven bits
+        return bytes((number,))
+    return bytes((number & 127 | 128,)) + pack_number(number >> 7)
+
+
+def unpack_number(data: bytes, at: int) -> tuple[int, int]:
+    """Return the number at a place, and where the next thing begins."""
+    byte = data[at]
+    at += 1
+    if byte < 128:  # noqa: PLR2004 - seven bits
+        return byte, at
+    number, shift = byte & 127, 7
+    while True:
+        byte = data[at]
+        at += 1
+        number |= (byte & 127) << shift
+        if byte < 128:  # noqa: PLR2004 - seven bits
+            return number, at
+        shift += 7
+
+
+def pack_facts(entry: Entry, *, in_place: bool = False) -> bytes:
+    """Return what is packed of an entry, but for its body; and for its epoch, which is kept once for the conversation.
+
+    Args:
+        entry: The entry.
+        in_place: Whether turn, token and id have to be at their places, 16 bytes each, for somebody who compares them there. Those that
+            are no ids and tokens of this package have what `bits_of` returns there, and are among the rarer fields.
+    """
+    turn, token = pack_name(entry.turn), pack_name(entry.token)
+    identifier = turn if entry.id == entry.turn else pack_name(entry.id)
+    is_plain = (turn[0], token[0], identifier[0]) == _TAGS
+    rare: tuple[object, ...] = ()
+    if entry.pinned or entry.hides or entry.key_id or entry.format != ENTRY_FORMAT or (in_place and not is_plain):
+        rare = (entry.pinned, entry.hides, entry.format, entry.key_id)
+    flags = _KINDS.index(entry.kind) | (_CLOSING if entry.closing else 0) | (_MORE if rare else 0)
+    if is_plain:
+        flags |= _PLAIN
+        turn, token, identifier = turn[1:], token[1:], identifier[1:]
+        if entry.id == entry.turn and not in_place:
+            flags, identifier = flags | _ALONE, b""
+    elif in_place:
+        flags |= _PLAIN
+        rare += (entry.turn, entry.token, entry.id)
+        turn, token, identifier = _bits(turn, _HEX), _bits(token, _BASE64), _bits(identifier, _HEX)
+    numbers = pack_number(entry.count) + pack_number(entry.turns) + pack_number(entry.start)
+    document = json.dumps(rare, separators=(",", ":")).encode() if rare else b""
+    return b"".join((bytes((flags,)), turn, token, identifier, numbers, pack_number(len(document)) + document if rare else b""))
+
+
+def bits_of(name: str) -> bytes:
+    """Return the 16 bytes at the place of a turn or an id: those it is made of, else half its SHA-256."""
+    return _bits(pack_name(name), _HEX)
+
+
+def _bits(packed: bytes, tag: int) -> bytes:
+    return packed[1:] if packed[0] == tag else sha256(packed).digest()[:16]
+
+
+class _Stored(StoredEntry):
+    """An entry whose time is read when somebody asks: that takes a quarter of the time to unpack it, and few do."""
+
+    __slots__ = ("_when",)
+
+    def __init__(self, n: int, entry: Entry, when: bytes) -> None:
+        """Keep the time as it is stored."""
+        self.n, self.entry, self._when = n, entry, when  # type: ignore[misc]
+
+    @property
+    def stored_at(self) -> datetime:
+        """See `StoredEntry`."""
+        return moment(int.from_bytes(self._when, "big"))
+
+
+def unpack_entry(data: bytes, n: int, epoch: str) -> StoredEntry:
+    """Return an entry of the list, at its position."""
+    flags = data[_STORED]
+    if flags & _PLAIN:
+        turn_bits, token_bits, count, turns, start = _PLAIN_ENTRY.unpack_from(data)
+        turn, token, at = turn_bits.hex(), _base64(token_bits), _PLAIN_ENTRY.size
+        if flags & _ALONE:
+            identifier = turn
+        else:
+            identifier, at = data[40:56].hex(), at + 16
+            count, turns, start = data[56:59]
+    else:
+        turn, at = unpack_name(data, _STORED + 1)
+        token, at = unpack_name(data, at)
+        identifier, at = unpack_name(data, at)
+        count, turns, start = data[at : at + 3]
+        at += 3
+    if count | turns | start >= 128:  # noqa: PLR2004 - seven bits
+        count, at = unpack_number(data, at - 3)
+        turns, at = unpack_number(data, at)
+        start, at = unpack_number(data, at)
+    rare: tuple[Any, ...] = ()
+    if flags & _MORE:
+        size, at = unpack_number(data, at)
+        pinned, hides, format_, key_id, *names = json.loads(data[at : at + size])
+        if names:
+            turn, token, identifier = names
+        rare = tuple(pinned), tuple(hides), format_, key_id
+        at += size
+    kind, closing = _KINDS[flags & 3], flags & _CLOSING != 0
+    entry = Entry.read(identifier, turn, token, epoch, data[at:], count, kind, closing, turns, start, *rare)
+    return _Stored(n, entry, data[:_STORED])
+
+
+def unpack_apart(window: Sequence[int | bytes], epoch: str) -> Iterator[StoredEntry]:
+    """Return the entries of a script's reply in its order: a number is the position of the entry behind it, the next is one less."""
+    n = 0
+    for item in window:
+        if isinstance(item, int):
+            n = item
+        else:
+            yield unpack_entry(item, n, epoch)
+            n -= 1
+
+
+class Window(Sequence[StoredEntry]):
+    """The entries of a load, oldest first, unpacked when somebody looks at one of them.
+
+    Args:
+        head: The log's.
+        newest: The last elements of the list, up to the head.
+        older: What a script told of those in front of them, the newest first.
+    """
+
+    __slots__ = ("_epoch", "_first", "_newest", "_older", "_unpacked")
+
+    def __init__(self, head: Head, newest: Sequence[bytes], older: Sequence[int | bytes]) -> None:
+        """Unpack nothing yet."""
+        self._epoch, self._first, self._newest, self._older = head.epoch, head.n - len(newest) + 1, newest, older
+        self._unpacked: tuple[StoredEntry, ...] | None = None
+
+    def _entries(self) -> tuple[StoredEntry, ...]:
+        if self._unpacked is None:
+            older = reversed(list(unpack_apart(self._older, self._epoch)))
+            newest = [unpack_entry(data, n, self._epoch) for n, data in enumerate(self._newest, self._first)]
+            self._unpacked = (*older, *newest)
+        return self._unpacked
+
+    def __len__(self) -> int:
+        """Return how many there are; none is unpacked for that."""
+        return len(self._newest) + sum(isinstance(item, bytes) for item in self._older)
+
+    @overload
+    def __getitem__(self, index: int) -> StoredEntry: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[StoredEntry, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> StoredEntry | tuple[StoredEntry, ...]:
+        """Return one, or several."""
+        return self._entries()[index]
+
+    def __iter__(self) -> Iterator[StoredEntry]:
+        """Return them in their order."""
+        return iter(self._entries())
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether the other is a sequence of the same."""
+        return isinstance(other, Sequence) and self._entries() == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as any that unpacks itself
+
+    def __repr__(self) -> str:
+        """Return them as a tuple shows itself."""
+        return repr(self._entries())
+
+
+def id_of(data: bytes) -> str:
+    """Return the id of an entry of the list."""
+    if data[_STORED] & _PLAIN:
+        return (data[8:24] if data[_STORED] & _ALONE else data[40:56]).hex()
+    _, at = unpack_name(data, _STORED + 1)
+    _, at = unpack_name(data, at)
+    return unpack_name(data, at)[0]
+
+
+def moment(microseconds: int) -> datetime:
+    """Return a time of the server's clock."""
+    return _BEGIN + timedelta(0, 0, microseconds)
