@@ -360,8 +360,9 @@ async def test_a_turn_in_another_hour_moves_its_conversation(tmp_path: Path) -> 
     key = SessionKey.for_user("1", "older")
     moment = datetime.fromtimestamp(time.time() - 10 * HOUR, UTC)
     assert await listed(store, 2, owner=None, tenant=None, written_before=moment) == ["older", "old"]
-    log = await store.load(key)
+    log, begun = await store.load(key), (await store.list("user:1")).items[-1].created_at
     await store.append(key, log.head, Entry("e2", "t2", "token", "epoch", turns=2))
     assert await listed(store, 2, owner="user:1") == ["older", "new", "old"]
+    assert (await store.list("user:1")).items[0].created_at == begun
     assert await listed(store, 2, owner=None, tenant=None, written_before=moment) == ["old"]
     await store.aclose()
