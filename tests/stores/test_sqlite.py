@@ -313,6 +313,20 @@ async def test_a_window_is_what_the_file_says_now(tmp_path: Path) -> None:
         assert await seen() == [(n, b'["second"]') for n in (1, 2, 3)]
 
 
+@pytest.mark.asyncio
+async def test_a_turn_keeps_the_name_it_has(tmp_path: Path) -> None:
+    """A UUID is stored in half the room; what only looks like one, or nearly, is another turn and comes back as it was."""
+    names = ["ab" * 16, "AB" * 16, "Ab" * 16, "ab " * 16, "ab", "AB", "t", "x" * 16]
+    async with SQLiteStore(tmp_path / "convmem.db") as store:
+        head = Head()
+        for n, name in enumerate(names):
+            entry = Entry(f"e{n}", name, "token", "epoch", closing=True, turns=n + 1)
+            head = (await store.append(KEY, head, entry)).head
+        assert [stored.entry.turn for stored in (await store.load(KEY)).entries] == names
+        for n, name in enumerate(names, 1):
+            assert (await store.load(KEY, turn=name)).turn == Lookup("complete", n, visible=True)
+
+
 HOUR = 3600
 
 
