@@ -3,9 +3,11 @@
 import asyncio
 import gc
 import sqlite3
+import sys
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from types import FrameType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -240,10 +242,10 @@ class TestInAFile:
 
 
 CALLS = {
-    "a visitor who only passes by": (still.bare, "GET", 0, 56),
-    "a visitor who reads nothing": (still.reading, "GET", 0, 71),
-    "a commit": (still.appending, "POST", 0, 142),
-    "a window of fifty messages, read": (still.talking, "POST", 25, 400),
+    "a visitor who only passes by": (still.bare, "GET", 0, 41),
+    "a visitor who reads nothing": (still.reading, "GET", 0, 53),
+    "a commit": (still.appending, "POST", 0, 102),
+    "a window of fifty messages, read": (still.talking, "POST", 25, 330),
 }
 """App, method, turns in the window, and how many calls of convmem's functions it may take."""
 
@@ -281,19 +283,53 @@ class TestInTheProcess:
         few, many = [await self._calls(still.talking, "POST", turns, window_turns=5) for turns in (5, 1000)]
         assert few == many
 
-    async def test_a_job_does_not_read_its_settings_for_every_conversation(self, monkeypatch) -> None:
-        """They take longer than a turn does; and a variable that changes is seen all the same."""
+    async def test_a_job_costs_less_than_a_request(self, monkeypatch) -> None:
+        """It has no request around it, and its settings are not read again for every conversation: that takes longer than a turn does."""
         monkeypatch.setenv("CONVMEM_SECRET_KEY", still.SECRET)
         store, key = StillStore(5), SessionKey.for_user("ada")
+
+        async def job(*, reads: bool) -> int:
+            async with open_conversation(key, store=store) as conversation:
+                if reads:
+                    return len(conversation.messages)
+                conversation.append(*still.question_and_answer())
+                return 0
+
+        assert await job(reads=True) == 10
+        await job(reads=False)
+        with calls() as reading:
+            await job(reads=True)
+        with calls() as committing:
+            await job(reads=False)
+        assert reading.total <= 123
+        assert committing.total <= 98
+
+    async def test_what_a_job_costs_does_not_depend_on_the_environment(self, monkeypatch) -> None:
+        """A container has dozens of variables, and decoding them takes longer than a turn does. One that changes is seen all the same."""
+        store, key, decoded = StillStore(5), SessionKey.for_user("ada"), 0
 
         async def window() -> int:
             async with open_conversation(key, store=store) as conversation:
                 return len(conversation.messages)
 
-        assert await window() == 10
-        with calls() as counted:
-            await window()
-        assert counted.total <= 185
+        def note(frame: FrameType, event: str, _argument: object) -> None:
+            nonlocal decoded
+            decoded += event == "call" and frame.f_code.co_name == "decode" and frame.f_globals["__name__"] == "os"
+
+        async def cost() -> int:
+            """Return how many variables are decoded for a job."""
+            before = decoded
+            sys.setprofile(note)
+            try:
+                await window()
+            finally:
+                sys.setprofile(None)
+            return decoded - before
+
+        for i in range(50):
+            monkeypatch.setenv(f"ANOTHER_{i}", "x")
+        assert await cost() > 50, "they are counted"
+        assert await cost() == 0
         monkeypatch.setenv("CONVMEM_WINDOW_TURNS", "2")
         assert await window() == 4
 
