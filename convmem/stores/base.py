@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -499,12 +499,12 @@ def newest_turns(newest_first: Iterable[StoredEntry], turns: int | None, message
 
 @overload
 def newest_turns(
-    newest_first: Iterable[Packed], turns: int | None, messages: int | None, of: Callable[[Packed], tuple[str, int]]
+    newest_first: Iterable[Packed], turns: int | None, messages: int | None, of: Callable[[Packed], tuple[Hashable, int]]
 ) -> tuple[Packed, ...]: ...
 
 
 def newest_turns(
-    newest_first: Iterable[Any], turns: int | None, messages: int | None, of: Callable[[Any], tuple[str, int]] = _turn_and_count
+    newest_first: Iterable[Any], turns: int | None, messages: int | None, of: Callable[[Any], tuple[Hashable, int]] = _turn_and_count
 ) -> tuple[Any, ...]:
     """Return the entries of the newest whole turns, oldest first, reading no more of `newest_first` than one entry beyond.
 
@@ -516,7 +516,7 @@ def newest_turns(
     """
     taken: list[Any] = []
     seen_turns = seen_messages = 0
-    newest = None
+    newest: Hashable = None
     if turns == 0 or messages == 0:
         return ()
     for stored in newest_first:

@@ -17,6 +17,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain
@@ -61,13 +62,16 @@ Ts = TypeVarTuple("Ts")
 _POSITION_BITS = 32
 _POSITION = (1 << _POSITION_BITS) - 1
 _HOUR = 3600.0
-_KINDS = {kind.value: kind for kind in Kind}
+_KINDS = (Kind.TURN, Kind.EDIT, Kind.RESET)
+_CLOSING = 4
+_MICROSECONDS = 1_000_000
 _ENTRY = "turn, id, facts, body"
 _SELECT_ENTRY = f"SELECT {_ENTRY} FROM entry WHERE id = ? AND visible"  # noqa: S608 - a constant
 _SELECT_NEWEST = f"SELECT {_ENTRY} FROM entry WHERE id > ? AND id < ? AND visible ORDER BY id DESC"  # noqa: S608
 _SELECT_TURN = "SELECT id, visible, facts FROM entry WHERE turn = ? AND id > ? AND id <= ? ORDER BY id"
 _INSERT_ENTRY = f"INSERT INTO entry (visible, {_ENTRY}) VALUES (?, ?, ?, ?, ?)"  # noqa: S608
 _HIDE = "UPDATE entry SET visible = 0 WHERE id = ?"
+_BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 _USUAL: tuple[tuple[int, ...], tuple[int, ...], int, str] = ((), (), ENTRY_FORMAT, "")
 _to_json = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 _LISTED = "tenant, owner, session, turns, created, updated, expires, epoch, n, entry"
@@ -299,17 +303,17 @@ def _pinned(link: sqlite3.Connection, row: _Row, before: int) -> tuple[StoredEnt
 class _Facts(NamedTuple):
     """What the file says of an entry beside its turn, its place and its body, as a JSON list.
 
+    The kind is a number of `_KINDS`, with `_CLOSING` added where the turn ends; when it was stored, microseconds since 1970.
     The last four are there only where one of them is not as usual. Whatever a later version adds behind them is left alone.
     """
 
     messages: int
     entry: str
     token: str
-    kind: str
-    closing: int
+    kind: int
     turns: int
     start: int
-    stored: float
+    stored: int
     pinned: Sequence[int] = ()
     hides: Sequence[int] = ()
     format: int = ENTRY_FORMAT
@@ -321,23 +325,35 @@ class _Facts(NamedTuple):
 
 
 def _facts(entry: Entry, now: float) -> str:
-    usual = entry.count, entry.id, entry.token, entry.kind.value, int(entry.closing), entry.turns, entry.start, now
+    kind = _KINDS.index(entry.kind) | (_CLOSING if entry.closing else 0)
+    usual = entry.count, entry.id, entry.token, kind, entry.turns, entry.start, int(now * _MICROSECONDS)
     if entry.pinned or entry.hides or entry.key_id or entry.format != ENTRY_FORMAT:
         return _to_json((*usual, entry.pinned, entry.hides, entry.format, entry.key_id))
     return _to_json(usual)
 
 
-def _turn_and_count(row: tuple[Any, ...]) -> tuple[str, int]:
+def _packed(turn: str) -> str | bytes:
+    """Return a turn's id as the file has it, in the table and in the index: a UUID in half the room."""
+    with suppress(ValueError):
+        packed = bytes.fromhex(turn)
+        if packed.hex() == turn:
+            return packed
+    return turn
+
+
+def _turn_and_count(row: tuple[Any, ...]) -> tuple[str | bytes, int]:
     return row[0], _Facts.read(row[2]).messages
 
 
 def _unpacked(epoch: str, rows: Sequence[tuple[Any, ...]]) -> tuple[StoredEntry, ...]:
     entries = []
-    for (turn, identifier, _, body), facts in zip(rows, json.loads(f"[{','.join([row[2] for row in rows])}]"), strict=True):
-        count, entry, token, kind, closing, turns, start, stored = facts[:8]
-        pinned, hides, format_, key_id = _rarer(*facts[8:12]) if len(facts) > 8 else _USUAL  # noqa: PLR2004
-        read = Entry.read(entry, turn, token, epoch, body, count, _KINDS[kind], closing == 1, turns, start, pinned, hides, format_, key_id)
-        entries.append(StoredEntry(identifier & _POSITION, read, _time(stored)))
+    for (packed, identifier, _, body), facts in zip(rows, json.loads(f"[{','.join([row[2] for row in rows])}]"), strict=True):
+        count, entry, token, flags, turns, start, stored = facts[:7]
+        pinned, hides, format_, key_id = _rarer(*facts[7:11]) if len(facts) > 7 else _USUAL  # noqa: PLR2004
+        kind, closing = _KINDS[flags & ~_CLOSING], flags & _CLOSING != 0
+        turn = packed if isinstance(packed, str) else packed.hex()
+        read = Entry.read(entry, turn, token, epoch, body, count, kind, closing, turns, start, pinned, hides, format_, key_id)
+        entries.append(StoredEntry(identifier & _POSITION, read, _BEGIN + timedelta(0, 0, stored)))
     return tuple(entries)
 
 
@@ -348,14 +364,14 @@ def _rarer(pinned: list[int], hides: list[int], format_: int, key_id: str) -> tu
 def _look_up(link: sqlite3.Connection, row: _Row, turn: str, now: float) -> Lookup:
     if row.id is None or not row.head.epoch:
         return Lookup()
-    entries = link.execute(_SELECT_TURN, (turn, row.position(0), row.position(row.head.n))).fetchall()
+    entries = link.execute(_SELECT_TURN, (_packed(turn), row.position(0), row.position(row.head.n))).fetchall()
     if not entries:
         return Lookup()
     last, _, facts = entries[-1]
     newest, first_visible = _Facts.read(facts), row.position(row.head.start)
     visible = not row.expired(now) and any(shown and identifier > first_visible for identifier, shown, _ in entries)
     state: Literal["running", "interrupted", "complete"]
-    state = "complete" if newest.closing else "running" if newest.token == row.live_token(now) else "interrupted"
+    state = "complete" if newest.kind & _CLOSING else "running" if newest.token == row.live_token(now) else "interrupted"
     return Lookup(state, last - row.position(0), visible)
 
 
@@ -398,15 +414,15 @@ def _append(link: sqlite3.Connection, key: SessionKey, after: Head, entry: Entry
 
 
 def _store(link: sqlite3.Connection, row: _Row, n: int, entry: Entry, now: float, ttl: timedelta | None) -> None:
-    first, last = row.position(0), row.position(n)
-    for earlier, visible, facts in link.execute(_SELECT_TURN, (entry.turn, first, last)).fetchall():
+    first, last, turn = row.position(0), row.position(n), _packed(entry.turn)
+    for earlier, visible, facts in link.execute(_SELECT_TURN, (turn, first, last)).fetchall():
         if visible and _Facts.read(facts).token != entry.token:
             link.execute(_HIDE, (earlier,))
     for hidden in entry.hides:
         link.execute(_HIDE, (row.position(hidden),))
     if row.expired(now) and entry.start > row.head.start:
         link.execute("DELETE FROM entry WHERE id > ? AND id <= ?", (first, row.position(entry.start) - 1))
-    link.execute(_INSERT_ENTRY, (entry.kind is Kind.TURN, entry.turn, last, _facts(entry, now), entry.body))
+    link.execute(_INSERT_ENTRY, (entry.kind is Kind.TURN, turn, last, _facts(entry, now), entry.body))
     expires = None if ttl is None else now + ttl.total_seconds()
     updated = max(now, row.updated)
     link.execute(

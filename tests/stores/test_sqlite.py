@@ -313,6 +313,20 @@ async def test_a_window_is_what_the_file_says_now(tmp_path: Path) -> None:
         assert await seen() == [(n, b'["second"]') for n in (1, 2, 3)]
 
 
+@pytest.mark.asyncio
+async def test_a_turn_keeps_the_name_it_has(tmp_path: Path) -> None:
+    """A UUID is stored in half the room; what only looks like one, or nearly, is another turn and comes back as it was."""
+    names = ["ab" * 16, "AB" * 16, "Ab" * 16, "ab " * 16, "ab", "AB", "t", "x" * 16]
+    async with SQLiteStore(tmp_path / "convmem.db") as store:
+        head = Head()
+        for n, name in enumerate(names):
+            entry = Entry(f"e{n}", name, "token", "epoch", closing=True, turns=n + 1)
+            head = (await store.append(KEY, head, entry)).head
+        assert [stored.entry.turn for stored in (await store.load(KEY)).entries] == names
+        for n, name in enumerate(names, 1):
+            assert (await store.load(KEY, turn=name)).turn == Lookup("complete", n, visible=True)
+
+
 HOUR = 3600
 
 
@@ -360,8 +374,9 @@ async def test_a_turn_in_another_hour_moves_its_conversation(tmp_path: Path) -> 
     key = SessionKey.for_user("1", "older")
     moment = datetime.fromtimestamp(time.time() - 10 * HOUR, UTC)
     assert await listed(store, 2, owner=None, tenant=None, written_before=moment) == ["older", "old"]
-    log = await store.load(key)
+    log, begun = await store.load(key), (await store.list("user:1")).items[-1].created_at
     await store.append(key, log.head, Entry("e2", "t2", "token", "epoch", turns=2))
     assert await listed(store, 2, owner="user:1") == ["older", "new", "old"]
+    assert (await store.list("user:1")).items[0].created_at == begun
     assert await listed(store, 2, owner=None, tenant=None, written_before=moment) == ["old"]
     await store.aclose()

@@ -307,16 +307,17 @@ def test_what_a_loop_asked_for_before_the_store_was_closed_is_done(path: Path) -
             answers.append(await task)
 
     async def close() -> None:
-        await asyncio.to_thread(asked.wait, 60)
+        assert await asyncio.to_thread(asked.wait, 60)
         await store.aclose()
 
+    asyncio.run(first_turn(store, 1))  # the thread is there
     asking = threading.Thread(target=asyncio.run, args=(ask(),))
     asking.start()
     asyncio.run(close())
     closed.set()
     asking.join()
     assert [answer.outcome for answer in answers] == [Outcome.STORED]
-    assert asyncio.run(stored(path, range(1))) == {0}
+    assert asyncio.run(stored(path, range(2))) == {0, 1}
 
 
 @pytest.fixture

@@ -30,9 +30,9 @@ CREATE INDEX conversation_by_owner ON conversation (tenant, owner, hour) WHERE e
 
 CREATE TABLE entry (
     id       INTEGER PRIMARY KEY,
-    turn     TEXT NOT NULL,
+    turn     NOT NULL,                     -- text; a UUID as 16 bytes
     visible  INTEGER NOT NULL,             -- 0: superseded, hidden, or not a turn's
-    facts    TEXT NOT NULL,                -- JSON: [count, id, token, kind, closing, turns, start, stored]; four more where there is need
+    facts    TEXT NOT NULL,                -- JSON: [count, id, token, kind, turns, start, stored]; four more where there is need
     body     BLOB NOT NULL
 );
 
