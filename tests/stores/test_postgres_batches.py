@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import asyncpg
 import pytest
@@ -14,6 +16,7 @@ from convmem.identifiers import new_id
 from convmem.stores.base import Head, Lease, Outcome
 from convmem.stores.packing import pack_name
 from convmem.stores.postgres import PostgresStore
+from convmem.stores.postgres_batches import MOST_TOGETHER, Batches, Overdue, Statement
 from convmem.testing.writer import LONG, PAST_SHORT, SHORT, Writer, fresh_key
 from tests.faults.proxy import Proxy
 from tests.servers.processes import HOST
@@ -215,3 +218,108 @@ async def test_a_server_that_stands_still_is_told_to_all_who_wait_in_time(postgr
         for writer in writers:
             assert (await writer.offer()).outcome is Outcome.STORED
     await link.close()
+
+
+class Desk:
+    """A server that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.batches = Batches(self._send)
+        self.sent: list[tuple[list[str], float]] = []
+        self._answers: list[asyncio.Future[list[Any]]] = []
+
+    async def _send(self, statement: Statement, form: str, arguments: Sequence[Any], deadline: float) -> list[Any]:
+        assert statement is _STATEMENT
+        self.sent.append(([arguments[0]] if form == "one" else list(arguments[0]), deadline))
+        self._answers.append(asyncio.get_running_loop().create_future())
+        return await self._answers[-1]
+
+    async def ask(self, *names: str, within: float = 60.0) -> list[asyncio.Task[Any]]:
+        """Have calls wait, or go."""
+        tasks = [asyncio.create_task(self.batches.call(_STATEMENT, (name,), time.monotonic() + within)) for name in names]
+        await asyncio.sleep(0)
+        return tasks
+
+    async def answer(self, at: int, answer: list[Any] | Exception | None = None) -> None:
+        """Answer a statement: each call by its name, or so."""
+        names, _ = self.sent[at]
+        if isinstance(answer, Exception):
+            self._answers[at].set_exception(answer)
+        else:
+            self._answers[at].set_result([{"at": i, "name": name} for i, name in enumerate(names, 1)] if answer is None else answer)
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+_STATEMENT = Statement("append", "append")
+
+
+class TestWhoWaits:
+    """What becomes of a call between those it goes with, whatever the server does."""
+
+    async def test_who_gave_up_is_never_sent(self) -> None:
+        """Whether by itself or at its deadline: it was told for certain that nothing was done."""
+        desk = Desk()
+        busy = await desk.ask("a", "b")
+        (gone,) = await desk.ask("gone")
+        (late,) = await desk.ask("late", within=0.05)
+        gone.cancel()
+        assert await late == Overdue(sent=False)
+        await desk.answer(0)
+        await desk.answer(1)
+        assert [names for names, _ in desk.sent] == [["a"], ["b"]]
+        assert all(task.done() for task in busy)
+
+    async def test_who_was_sent_and_not_answered_in_time_is_told_so(self) -> None:
+        """What became of it nobody knows."""
+        desk = Desk()
+        await desk.ask("a", "b")
+        (late,) = await desk.ask("late", within=0.05)
+        await desk.answer(0)
+        assert desk.sent[2][0] == ["late"]
+        assert await late == Overdue(sent=True)
+
+    async def test_who_gives_up_on_the_way_takes_nobody_else_along(self) -> None:
+        """Its answer is thrown away, and the next one's is not."""
+        desk = Desk()
+        await desk.ask("a", "b")
+        gone, stays = await desk.ask("gone", "stays")
+        await desk.answer(0)
+        gone.cancel()
+        await desk.answer(2)
+        assert [row["name"] for row in await asyncio.wait_for(stays, 5)] == ["stays"]
+
+    async def test_who_has_little_time_left_cuts_nobody_short(self) -> None:
+        """The statement may take as long as the most patient of them waits."""
+        desk = Desk()
+        await desk.ask("a", "b")
+        await desk.ask("short", within=1.0)
+        await desk.ask("long", within=60.0)
+        await desk.answer(0)
+        names, deadline = desk.sent[2]
+        assert names == ["short", "long"]
+        assert deadline - time.monotonic() > 30
+
+    async def test_a_statement_has_a_size(self) -> None:
+        """Of many that wait, it leaves some to the next."""
+        desk = Desk()
+        tasks = await desk.ask("a", "b", *map(str, range(MOST_TOGETHER + 8)))
+        await desk.answer(0)
+        await desk.answer(1)
+        assert [len(names) for names, _ in desk.sent] == [1, 1, MOST_TOGETHER, 8]
+        await desk.answer(2)
+        await desk.answer(3)
+        assert all(task.done() for task in tasks)
+
+    async def test_what_may_have_been_done_is_not_asked_for_again(self) -> None:
+        """All of them are told that nobody knows, and look for themselves."""
+        desk = Desk()
+        await desk.ask("a", "b")
+        unsure = await desk.ask("c", "d")
+        await desk.answer(0)
+        await desk.answer(2, StoreUnavailable("postgresql", "append", "the connection was reset", unknown=True))
+        for task in unsure:
+            with pytest.raises(StoreUnavailable) as caught:
+                await task
+            assert caught.value.unknown
+        assert len(desk.sent) == 3
