@@ -245,7 +245,7 @@ CALLS = {
     "a visitor who only passes by": (still.bare, "GET", 0, 41),
     "a visitor who reads nothing": (still.reading, "GET", 0, 53),
     "a commit": (still.appending, "POST", 0, 102),
-    "a window of fifty messages, read": (still.talking, "POST", 25, 330),
+    "a window of fifty messages, read": (still.talking, "POST", 25, 250),
 }
 """App, method, turns in the window, and how many calls of convmem's functions it may take."""
 
