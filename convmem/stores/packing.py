@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from struct import Struct
-from typing import Any, overload
+from typing import Any
 
-from convmem.stores.base import ENTRY_FORMAT, Entry, Head, Kind, StoredEntry
+from convmem.stores.base import ENTRY_FORMAT, Entry, Head, Kind, StoredEntry, Unread
 
 _KINDS = (Kind.TURN, Kind.EDIT, Kind.RESET)
 _CLOSING, _MORE, _PLAIN, _ALONE = 4, 8, 16, 32
@@ -186,7 +186,7 @@ def unpack_apart(window: Sequence[int | bytes], epoch: str) -> Iterator[StoredEn
             n -= 1
 
 
-class Window(Sequence[StoredEntry]):
+class Window(Unread):
     """The entries of a load, oldest first, unpacked when somebody looks at one of them.
 
     Args:
@@ -195,47 +195,17 @@ class Window(Sequence[StoredEntry]):
         older: What a script told of those in front of them, the newest first.
     """
 
-    __slots__ = ("_epoch", "_first", "_newest", "_older", "_unpacked")
+    __slots__ = ()
 
     def __init__(self, head: Head, newest: Sequence[bytes], older: Sequence[int | bytes]) -> None:
         """Unpack nothing yet."""
-        self._epoch, self._first, self._newest, self._older = head.epoch, head.n - len(newest) + 1, newest, older
-        self._unpacked: tuple[StoredEntry, ...] | None = None
 
-    def _entries(self) -> tuple[StoredEntry, ...]:
-        if self._unpacked is None:
-            older = reversed(list(unpack_apart(self._older, self._epoch)))
-            newest = [unpack_entry(data, n, self._epoch) for n, data in enumerate(self._newest, self._first)]
-            self._unpacked = (*older, *newest)
-        return self._unpacked
+        def unpack() -> tuple[StoredEntry, ...]:
+            first = head.n - len(newest) + 1
+            unpacked = [unpack_entry(data, n, head.epoch) for n, data in enumerate(newest, first)]
+            return (*reversed(list(unpack_apart(older, head.epoch))), *unpacked)
 
-    def __len__(self) -> int:
-        """Return how many there are; none is unpacked for that."""
-        return len(self._newest) + sum(isinstance(item, bytes) for item in self._older)
-
-    @overload
-    def __getitem__(self, index: int) -> StoredEntry: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> tuple[StoredEntry, ...]: ...
-
-    def __getitem__(self, index: int | slice) -> StoredEntry | tuple[StoredEntry, ...]:
-        """Return one, or several."""
-        return self._entries()[index]
-
-    def __iter__(self) -> Iterator[StoredEntry]:
-        """Return them in their order."""
-        return iter(self._entries())
-
-    def __eq__(self, other: object) -> bool:
-        """Return whether the other is a sequence of the same."""
-        return isinstance(other, Sequence) and self._entries() == tuple(other)
-
-    __hash__ = None  # type: ignore[assignment]  # as any that unpacks itself
-
-    def __repr__(self) -> str:
-        """Return them as a tuple shows itself."""
-        return repr(self._entries())
+        super().__init__(len(newest) + sum(isinstance(item, bytes) for item in older), unpack)
 
 
 def id_of(data: bytes) -> str:
