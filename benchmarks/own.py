@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -23,11 +24,18 @@ if TYPE_CHECKING:
 _LEASE = timedelta(seconds=8)
 
 
-def _entry(head: Head, token: str) -> Entry:
+def _body() -> bytes:
     said = [{"role": "user", "content": question()}, {"role": "assistant", "content": answer()}]
     stored = [{**each, "id": new_id(), "created_at": "2026-01-01T00:00:00.000000+00:00"} for each in said]
-    body = json.dumps(stored, separators=(",", ":")).encode()
-    return Entry(new_id(), new_id(), token, head.epoch or new_token(), body, count=2, closing=True, turns=head.turns + 1, start=head.start)
+    return json.dumps(stored, separators=(",", ":")).encode()
+
+
+_BODIES = itertools.cycle([_body() for _ in range(251)])
+
+
+def _entry(head: Head, token: str) -> Entry:
+    name = new_id()  # a turn of one entry is named by it, as convmem does it
+    return Entry(name, name, token, head.epoch or new_token(), next(_BODIES), count=2, closing=True, turns=head.turns + 1, start=head.start)
 
 
 def first_entry() -> Entry:

@@ -6,6 +6,7 @@ Load and append are one call each, as the stores of convmem do it; a writer who 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import sqlite3
 from collections import deque
@@ -36,11 +37,15 @@ return 1
 _WINDOW = "SELECT seq, body FROM turn WHERE session = ? ORDER BY seq DESC LIMIT ?"
 
 
+def _turn() -> list[bytes]:
+    return [json.dumps({"role": "user", "content": question()}).encode(), json.dumps({"role": "assistant", "content": answer()}).encode()]
+
+
+_TURNS = itertools.cycle([_turn() for _ in range(251)])
+
+
 def _said(messages: int = 2) -> list[bytes]:
-    return [
-        json.dumps({"role": "assistant" if i % 2 else "user", "content": answer() if i % 2 else question()}).encode()
-        for i in range(messages)
-    ]
+    return [message for _ in range(messages // 2) for message in next(_TURNS)]
 
 
 class _RawRedis(System):

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 try:
     import hiredis as hiredis  # noqa: PLC0414 - only whether it is there; the wire uses it
-    from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError, ResponseError
+    from redis.exceptions import AuthenticationError, NoScriptError, OutOfMemoryError, RedisError, ResponseError
 except ImportError as error:  # pragma: no cover - tests/packaging looks
     msg = 'RedisStore needs: pip install "convmem[redis]"'
     raise ImportError(msg) from error
@@ -55,6 +55,7 @@ _SURELY_OVER = timedelta(hours=1)
 _LAG = timedelta(minutes=1)
 """How far an index may be behind a conversation, by two nodes' clocks and a trip between, before it missed an append."""
 _STORING = frozenset({"append", "delete"})
+_NUMBERS = (b"0", b"1", b"2", b"3")
 _SCANS = 20
 _LONGEST_TAIL = 1000
 _A_CLUSTER = "The server is a node of a cluster; CONVMEM_STORE has to begin with redis+cluster://, and a client has to be a RedisCluster."
@@ -121,9 +122,8 @@ class RedisStore(Store):
         keys = self._keys.of(key)
         tail = min(turns, _LONGEST_TAIL) if turns and messages is None and before is None else 0
         if tail:
-            reply, entries = await self._run(
-                "load", keys, (layout.pack_load(turns, None, None, tail, turn, lease),), pack("LRANGE", keys[1], -tail, -1)
-            )
+            behind = pack(b"LRANGE", keys[1], b"%d" % -tail, b"-1")
+            reply, entries = await self._run("load", keys, (layout.pack_load(turns, None, None, tail, turn, lease),), behind)
             log = layout.unpack_load(reply, entries, turn, lease)
             if log is not None:
                 return log
@@ -381,9 +381,12 @@ class RedisStore(Store):
         """
         if not self._looked:
             await self._look(operation or verb)
-        stores = verb in _STORING
+        script, told, stores = layout.script(verb), (_NUMBERS[len(keys)], *keys, *args), verb in _STORING
         try:
-            replies = await self._wire.run(layout.script(verb), keys, args, *behind, acks=acks, again=not stores)
+            try:
+                replies = await self._wire.send(keys[0], pack(b"EVALSHA", script.digest, *told), *behind, acks=acks, again=not stores)
+            except NoScriptError:
+                replies = await self._wire.send(keys[0], pack(b"EVAL", script.source, *told), *behind, acks=acks, again=not stores)
         except (Lost, RedisError) as error:
             raise self._unavailable(operation or verb, error, changes=stores if changes is None else changes) from error
         if acks and replies[-1] < acks.replicas and isinstance(replies[0], int):

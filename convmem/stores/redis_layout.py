@@ -8,9 +8,10 @@ An entry is one element of the list, packed as `convmem.stores.packing` says.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from functools import lru_cache
+from functools import cache
 from hashlib import sha1
 from importlib import resources
 from struct import Struct
@@ -24,23 +25,12 @@ _EXPIRED, _VISIBLE, _MINE = 1, 2, 16
 _NOBODY = Holder()
 _STORED = 7
 _NONE = b"\x00"
+_INCLUDE = re.compile(r"^ *-- include (\w+)\n", re.MULTILINE)
 _STATES: tuple[Literal["absent", "running", "interrupted", "complete"], ...] = ("absent", "running", "interrupted", "complete")
 _MOST = 2**32 - 1
-_LOAD, _APPEND, _RENEW, _DELETE = Struct(">IIIIQ"), Struct(">BIIIQ"), Struct(">QI"), Struct(">I")
+_LOAD, _APPEND, _RENEW, _DELETE = Struct(">IIIIQ"), Struct(">BBBBBIIIQ"), Struct(">QI"), Struct(">I")
 _FACTS, _HEAD = Struct(">BIIQQQ"), Struct(">III")
 _MILLISECOND = timedelta(milliseconds=1)
-
-_PARTS = {
-    "load": ("clock", "row", "load"),
-    "append": ("clock", "index", "row", "append"),
-    "renew": ("clock", "row", "renew"),
-    "release": ("clock", "row", "release"),
-    "delete": ("clock", "row", "delete"),
-    "peek": ("clock", "row", "peek"),
-    "enlist": ("clock", "index", "enlist"),
-    "browse": ("clock", "browse"),
-    "forget": ("forget",),
-}
 
 
 class Script:
@@ -50,12 +40,17 @@ class Script:
 
     def __init__(self, verb: str) -> None:
         """Read it from the package."""
-        folder = resources.files("convmem.stores").joinpath("lua", "redis")
-        self.source = "\n".join(folder.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in _PARTS[verb]).encode()
+        self.source = _source(verb).encode()
         self.digest = sha1(self.source, usedforsecurity=False).hexdigest().encode()
 
 
-@lru_cache(maxsize=len(_PARTS))
+def _source(name: str) -> str:
+    """Return a file of Lua, with the files it includes in their places."""
+    text = resources.files("convmem.stores").joinpath("lua", "redis", f"{name}.lua").read_text(encoding="utf-8")
+    return _INCLUDE.sub(lambda found: _source(found[1]), text)
+
+
+@cache
 def script(verb: str) -> Script:
     """Return a verb's script; each is read once."""
     return Script(verb)
@@ -106,27 +101,27 @@ def unpack_load(reply: Any, tail: Sequence[bytes], turn: str | None, lease: Leas
     held, at = unpack_name(facts, _FACTS.size)
     if flags & _MINE and lease:
         held = lease.token
-    holder = Holder(held, timedelta(0, 0, running), timedelta(0, 0, remaining)) if held else _NOBODY
     head = unpack_head(facts, at)
     if own and (len(tail) < own or id_of(tail[-1]) != head.id):
         return None
     expired = flags & _EXPIRED != 0
     return Log(
         Head(head.epoch, head.n, head.id, 0, head.n) if expired else head,
-        Window(head, tail[-own:] if own else (), window) if own or window else (),
-        tuple(unpack_apart(pins, head.epoch)),
-        holder,
-        Lookup(_STATES[flags >> 2 & 3], position, flags & _VISIBLE != 0) if turn is not None else None,
-        expired=expired,
-        deleted_at=moment(deleted) if deleted else None,
-        ended=_unpack_ended(ended),
+        Window(head, tail[-own:], window) if own else Window(head, (), window) if window else (),
+        tuple(unpack_apart(pins, head.epoch)) if pins else (),
+        Holder(held, timedelta(0, 0, running), timedelta(0, 0, remaining)) if held else _NOBODY,
+        None if turn is None else Lookup(_STATES[flags >> 2 & 3], position, flags & _VISIBLE != 0),
+        expired,
+        moment(deleted) if deleted else None,
+        _unpack_ended(ended) if ended else frozenset(),
     )
 
 
 def pack_append(after: Head, entry: Entry, ttl: timedelta | None, *, release: bool, confirm: bool) -> list[bytes]:
     """Return what the script `append` is told."""
-    flags = entry.closing | (entry.kind is Kind.TURN) << 1 | release << 2 | confirm << 3 | (not after.epoch) << 4
-    numbers = _APPEND.pack(flags, after.n, entry.turns, entry.start, 0 if ttl is None else milliseconds(ttl))
+    expires = 0 if ttl is None else milliseconds(ttl)
+    counts, begins = entry.kind is Kind.TURN, not after.epoch
+    numbers = _APPEND.pack(entry.closing, counts, release, confirm, begins, after.n, entry.turns, entry.start, expires)
     args = [numbers + pack_name(after.epoch or entry.epoch) + pack_name(after.id), pack_facts(entry) + entry.body]
     if entry.pinned or entry.hides:
         args += [_positions(entry.pinned), _positions(entry.hides)]
@@ -147,7 +142,7 @@ def pack_delete(mark: str, at: Head | None) -> list[bytes]:
 def unpack_head(reply: bytes, at: int = 0) -> Head:
     """Return the head that scripts tell: n, turns, start, the epoch, the id or the newest mark, and the pinned positions."""
     n, turns, start = _HEAD.unpack_from(reply, at)
-    epoch, at = unpack_name(reply, at + _HEAD.size)
+    epoch, at = unpack_name(reply, at + 12)
     identifier, at = unpack_name(reply, at)
     return Head(epoch, n, identifier, turns, start, tuple(map(int, reply[at:].split(b","))) if at < len(reply) else ())
 

@@ -11,7 +11,7 @@ import random
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -33,8 +33,6 @@ from redis.exceptions import (
     ResponseError,
     TryAgainError,
 )
-
-from convmem.stores.redis_layout import Script
 
 Address = tuple[str, int]
 Part = bytes | str | int
@@ -107,27 +105,31 @@ class Acks:
 class _Call:
     """Commands on their way together; the future gets the list of their replies, and how many replicas confirmed them when `acks` asks."""
 
-    __slots__ = ("_left", "acks", "commands", "deadline", "future", "replies", "sent")
+    __slots__ = ("acks", "commands", "deadline", "future", "replies", "sent")
 
     def __init__(self, commands: tuple[bytes, ...], acks: Acks | None, future: asyncio.Future[list[Any]], deadline: float) -> None:
         self.commands, self.acks, self.future, self.deadline = commands, acks, future, deadline
-        self._left = len(commands)
         self.replies: list[Any] = []
         self.sent = False
 
     def take(self, reply: Any) -> bool:
         """Take the next reply; return whether it was the last that comes to this call alone."""
-        self.replies.append(reply)
-        self._left -= 1
-        if self._left:
+        replies = self.replies
+        replies.append(reply)
+        if len(replies) < len(self.commands):
             return False
         if self.acks is None or isinstance(reply, ResponseError):
             self.settle()
         return True
 
     def settle(self) -> None:
-        if not self.future.done():
-            self.future.set_result(self.replies)
+        if self.future.done():
+            return None
+        for reply in self.replies:
+            if isinstance(reply, ResponseError):
+                return self.future.set_exception(reply)
+        self.future.set_result(self.replies)
+        return None
 
     def fail(self, error: BaseException) -> None:
         if not self.future.done():
@@ -178,18 +180,23 @@ class _Link(asyncio.Protocol):
         self.retired = False
         transport.set_protocol(self)
 
-    def send(self, calls: list[_Call], deadline: float) -> None:
-        """Write calls at once."""
+    def send(self, calls: Iterable[_Call], deadline: float) -> None:
+        """Write calls at once, but those that nobody waits for any more."""
         parts: list[bytes] = []
+        confirmed: list[_Call] = []
         for call in calls:
-            call.sent, call.deadline = True, deadline
-            parts += call.commands
-        self.flying += calls
-        if confirmed := [call for call in calls if call.acks]:
+            if not call.future.done():
+                call.sent, call.deadline = True, deadline
+                parts += call.commands
+                self.flying.append(call)
+                if call.acks is not None:
+                    confirmed.append(call)
+        if confirmed:
             confirmation = _Confirmation(confirmed, deadline)
             self.flying.append(confirmation)
             parts.append(confirmation.command)
-        self._transport.write(b"".join(parts))
+        if parts:
+            self._transport.write(b"".join(parts))
 
     def data_received(self, data: bytes) -> None:
         """Hand out replies in the order of the calls."""
@@ -237,11 +244,13 @@ class Lane:
     Args:
         make: Returns a connection that is not connected yet.
         patience: How long calls wait.
+        loop: The event loop of these tasks.
     """
 
-    def __init__(self, make: Callable[[], Awaitable[AbstractConnection]], patience: Patience) -> None:
+    def __init__(self, make: Callable[[], Awaitable[AbstractConnection]], patience: Patience, loop: asyncio.AbstractEventLoop) -> None:
         """Connect to nothing yet."""
         self._make = make
+        self._loop = loop
         self._patience = patience
         self._queue: deque[_Call] = deque()
         self._link: _Link | None = None
@@ -250,19 +259,19 @@ class Lane:
         self._not_before = 0.0
         self._pause = _PAUSES[0]
 
-    async def call(self, *commands: bytes, acks: Acks | None = None) -> list[Any]:
-        """Send packed commands and return their replies, and at the end how many replicas confirmed them when `acks` asks.
+    def call(self, commands: tuple[bytes, ...], acks: Acks | None = None) -> asyncio.Future[list[Any]]:
+        """Send packed commands; the future gets their replies, and at the end how many replicas confirmed them when `acks` asks.
 
         Raises:
             Lost: No reply; the connection failed, or the patience was over.
             ResponseError: The server answered one of them with an error, the first such.
         """
-        queue, link, loop = self._queue, self._link, asyncio.get_running_loop()
+        queue, link, loop = self._queue, self._link, self._loop
+        future: asyncio.Future[list[Any]] = loop.create_future()
         if len(queue) + (len(link.flying) if link else 0) >= _MOST_WAITING:
-            reason = f"{_MOST_WAITING} calls wait for it already"
-            raise Lost(reason, sent=False)
-        call = _Call(commands, acks, loop.create_future(), loop.time() + self._patience.connect)
-        queue.append(call)
+            future.set_exception(Lost(f"{_MOST_WAITING} calls wait for it already", sent=False))
+            return future
+        queue.append(_Call(commands, acks, future, loop.time() + self._patience.connect))
         if self._watch is None:
             self._watch = loop.call_later(self._patience.least, self._look)
         if link is not None:
@@ -272,25 +281,18 @@ class Lane:
                 loop.call_soon(self._send)
         elif self._task is None or self._task.done():
             self._task = loop.create_task(self._serve(), name="convmem-redis")
-        replies = await call.future
-        for reply in replies:
-            if isinstance(reply, ResponseError):
-                raise reply
-        return replies
+        return future
 
     def _send(self) -> None:
         """Send what waits."""
         link, queue = self._link, self._queue
-        if link is None or link.retired or not queue:
-            return
-        calls = [call for call in queue if not call.future.done()]
-        queue.clear()
-        if calls:
-            link.send(calls, asyncio.get_running_loop().time() + self._patience.reply)
+        if link is not None and queue and not link.retired:
+            link.send(queue, self._loop.time() + self._patience.reply)
+            queue.clear()
 
     def _look(self) -> None:
         """Give up what has waited too long, and look again as long as anything waits."""
-        loop, queue, link = asyncio.get_running_loop(), self._queue, self._link
+        loop, queue, link = self._loop, self._queue, self._link
         now = loop.time()
         while queue and queue[0].deadline <= now:
             queue.popleft().fail(ConnectionError(f"no connection within {self._patience.connect:g} s"))
@@ -306,7 +308,7 @@ class Lane:
         task, self._task = self._task, None
         if task is None or task.done():
             return
-        loop = task.get_loop()
+        loop = self._loop
         if loop.is_closed():
             return
         if loop is not asyncio.get_running_loop():
@@ -318,7 +320,7 @@ class Lane:
     async def _serve(self) -> None:
         """Connect and carry calls, for as long as there are any or the connection stays."""
         error: BaseException = asyncio.CancelledError()
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         task = asyncio.current_task()
         assert task is not None
         try:
@@ -417,24 +419,6 @@ class Wire(ABC):
     async def ask(self, node: Address | None, *command: Part) -> Any:
         """Send a command to a node; see `Lane.call`."""
 
-    async def run(
-        self, script: Script, keys: Sequence[bytes], args: Sequence[Part], *behind: bytes, acks: Acks | None = None, again: bool = True
-    ) -> list[Any]:
-        """Run a script where its first key is: by its digest, or whole where the server does not know it. See `send`.
-
-        Args:
-            script: Which.
-            keys: All it looks at.
-            args: What else it is told.
-            behind: Packed commands that go with it, in the same trip.
-            acks: Wait for replicas.
-            again: Whether it may be sent again when its reply was lost.
-        """
-        try:
-            return await self.send(keys[0], pack(b"EVALSHA", script.digest, len(keys), *keys, *args), *behind, acks=acks, again=again)
-        except NoScriptError:
-            return await self.send(keys[0], pack(b"EVAL", script.source, len(keys), *keys, *args), *behind, acks=acks, again=again)
-
     async def aclose(self) -> None:
         """End the connections of every event loop."""
         lanes, self._lanes = self._lanes, {}
@@ -452,7 +436,7 @@ class Wire(ABC):
                 self._lanes = {**{other: theirs for other, theirs in self._lanes.items() if not other.is_closed()}, loop: lanes}
         lane = lanes.get((address, durable))
         if lane is None:
-            lane = lanes[address, durable] = Lane(lambda: self._make(address), self._patience)
+            lane = lanes[address, durable] = Lane(lambda: self._make(address), self._patience, loop)
         return lane
 
     @abstractmethod
@@ -499,7 +483,7 @@ class SingleWire(Wire):
         began, tries = asyncio.get_running_loop().time(), None
         while True:
             try:
-                return await self._lane(None, durable=acks is not None).call(*commands, acks=acks)
+                return await self._lane(None, durable=acks is not None).call(commands, acks)
             except (Lost, ReadOnlyError) as error:
                 tries = tries or _Tries(began + self._patience.connect, again=again)
                 await tries.again(error)
@@ -550,19 +534,19 @@ class ClusterWire(Wire):
                 await tries.again(error)
                 self._ranges = ()
 
-    async def _at(self, slot: int, commands: Sequence[bytes], acks: Acks | None) -> list[Any]:
+    async def _at(self, slot: int, commands: tuple[bytes, ...], acks: Acks | None) -> list[Any]:
         at = await self._address(slot)
         lane = self._lane(at, durable=acks is not None)
         try:
-            return await lane.call(*commands, acks=acks)
+            return await lane.call(commands, acks)
         except MovedError as moved:
             self._ranges = ()
             address = self._moved[slot] = (str(moved.host or at[0]), int(moved.port))  # no host: this one's (Redis 7)
-            return await self._lane(address, durable=acks is not None).call(*commands, acks=acks)
+            return await self._lane(address, durable=acks is not None).call(commands, acks)
         except AskError as asked:
             address = (str(asked.host or at[0]), int(asked.port))
-            asking = [each for command in commands for each in (_ASKING, command)]
-            replies = await self._lane(address, durable=acks is not None).call(*asking, acks=acks)
+            asking = tuple(each for command in commands for each in (_ASKING, command))
+            replies = await self._lane(address, durable=acks is not None).call(asking, acks)
             return [*replies[1 : len(asking) : 2], *replies[len(asking) :]]
         except Lost:
             self._ranges = ()
@@ -581,7 +565,7 @@ class ClusterWire(Wire):
         error: Exception = Lost("no address is known", sent=False)
         for address in dict.fromkeys([*self._known(), *self._seeds]):
             try:
-                (slots,) = await self._lane(address, durable=False).call(pack("CLUSTER", "SLOTS"))
+                (slots,) = await self._lane(address, durable=False).call((pack("CLUSTER", "SLOTS"),))
             except Lost as lost:
                 error = Lost(str(lost), sent=False)
                 continue
@@ -608,7 +592,7 @@ class ClusterWire(Wire):
         packed = pack(*command)
         assert node is not None
         try:
-            return (await self._lane(node, durable=False).call(packed))[0]
+            return (await self._lane(node, durable=False).call((packed,)))[0]
         except Lost:
             self._ranges = ()  # it may have left the cluster
             raise

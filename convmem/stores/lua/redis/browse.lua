@@ -2,6 +2,7 @@
 -- KEYS[1] the index; ARGV[1] "down" from the newest or "up" from the oldest; ARGV[2] score and ARGV[3] session id behind which
 -- it begins, empty for the front; ARGV[4] how many
 
+-- include clock
 local down, score, session, most = ARGV[1] == 'down', ARGV[2], ARGV[3], tonumber(ARGV[4])
 local page, skip = {}, 0
 while #page < 2 * most do

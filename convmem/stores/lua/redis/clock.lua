@@ -1,3 +1,3 @@
--- In front of every script that needs the time: microseconds since 1970.
+-- Microseconds since 1970.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]

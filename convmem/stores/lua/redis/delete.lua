@@ -4,6 +4,10 @@
 -- ARGV[2]  n, epoch and id of the head it must still have; absent when any will do
 -- KEYS[3]  the owner's index, where it is in the same database
 
+-- include clock
+-- include names
+-- include row
+-- include head
 if ARGV[2] then
   local at_n, at = unpacked('>I4', ARGV[2])
   local at_epoch, at_id
@@ -23,5 +27,5 @@ if last_epoch ~= '' then lives = lives .. last_epoch .. pack('>I7', now) end
 call('UNLINK', row, log)
 call('HSET', row, 'm', pack('>I7', now) .. ARGV[1], 'x', lives)
 call('PEXPIREAT', row, math.floor(now / 1000) + TOMBSTONE_MS)
-if KEYS[3] then call('ZREM', KEYS[3], string.match(row, '([^/]+)}$')) end
+if KEYS[3] then call('ZREM', KEYS[3], string.match(row, '^.*/(.*)}$')) end
 return existed and 1 or 0
