@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
 from contextvars import Token
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from weakref import WeakValueDictionary
 
@@ -322,10 +323,10 @@ class _Jobs:
         self._ledgers: WeakValueDictionary[tuple[int, int, asyncio.AbstractEventLoop], Ledger] = WeakValueDictionary()
 
     def rules(self, settings: Settings) -> Rules:
-        """Return the rules of these settings, the same object for the same object."""
+        """Return the rules of these settings, the same object for the same object; any number of jobs may wait, they block no request."""
         known = self._rules
         if known is None or known[0] is not settings:
-            self._rules = known = (settings, rules_of(settings))
+            self._rules = known = (settings, replace(rules_of(settings), max_waiting=sys.maxsize))
         return known[1]
 
     def ledger(self, store: Store, settings: Settings) -> Ledger:

@@ -29,7 +29,7 @@ from convmem.exceptions import (
 from convmem.identity import IdentityReader, Resolved
 from convmem.keys import SessionKey
 from convmem.problems import problem
-from convmem.routes import Routes
+from convmem.routes import Route, Routes
 from convmem.stores.base import Head
 from convmem.turns import Ledger, Turn
 from convmem.work import Work
@@ -93,13 +93,13 @@ class Connection(Work, ABC):
     _begun = False
     _outcome = "none"
 
-    def __init__(self, services: Services, scope: Scope, path: str) -> None:
+    def __init__(self, services: Services, scope: Scope, path: str, route: Route) -> None:
         """Decide nothing yet."""
         super().__init__(services.ledger, within=work_around())
         self._services = services
         self._request = scope
         self._path = path
-        self._defers = services.routes.defers(path)
+        self._route = route
         self._first_touch = threading.Lock()
 
     # What the two kinds do differently
@@ -155,7 +155,7 @@ class Connection(Work, ABC):
 
     def touch(self) -> None:
         """Note that the conversation is used; mint the visitor who has none yet. Where the handler loads, `load` does that."""
-        if self._defers and not self._touched:
+        if self._route.defers and not self._touched:
             return
         if self._touched and self._kept is None:
             self._check_order()
@@ -201,7 +201,7 @@ class Connection(Work, ABC):
         previous, self.turn = self.turn, None
         if previous is not None:
             await previous.abandon()
-        if self._defers and not self._touched:
+        if self._route.defers and not self._touched:
             here = {name: self._request.get(name, "") for name in ("path", "root_path")}
             self._resolved = await self._services.reader.read({**(self._scope or {}), **here})
         self._owner_given = owner

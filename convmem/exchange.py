@@ -28,6 +28,7 @@ from convmem.exceptions import (
 )
 from convmem.idempotency import ReadAhead, turn_of
 from convmem.keys import SessionKey
+from convmem.routes import Route
 from convmem.stores.base import Head
 from convmem.turns import Turn
 
@@ -61,20 +62,20 @@ class Exchange(Connection):
     _client_left = False
     _cut: ConvmemError | None = None
 
-    def __init__(self, services: Services, scope: Scope, path: str, receive: Receive, send: Send, task: asyncio.Task[object]) -> None:
+    def __init__(
+        self, services: Services, scope: Scope, path: str, route: Route, receive: Receive, send: Send, task: asyncio.Task[object]
+    ) -> None:
         """Decide nothing yet; the task is the one in which the app is called."""
-        super().__init__(services, scope, path)
+        super().__init__(services, scope, path, route)
         self._receive = receive
         self._send = send
-        self._method: str = scope["method"]
-        self._leases, self._policy = services.routes.turn(self._method, path)
         self._task = task
 
     async def run(self, app: ASGIApp) -> None:
         """Load, run the app, store, answer."""
-        if self._leases and self._services.idempotency_header in dict(self._request["headers"]):
+        if self._route.leases and self._services.idempotency_header in dict(self._request["headers"]):
             await self._name_turn()
-        if not self._defers:
+        if not self._route.defers:
             self._resolved = await self._services.reader.read(self._request)
         try:
             await self._prepare()
@@ -132,7 +133,7 @@ class Exchange(Connection):
         try:
             self.turn = await self._open(key)
         except (ConversationBusy, IdempotencyKeyReused, HistoryLost, HistoryExpired) as error:
-            if self._leases:
+            if self._route.leases:
                 raise
             self._kept = error
         except StoreUnavailable as error:
@@ -145,13 +146,13 @@ class Exchange(Connection):
 
     async def _enter(self, turn: Turn, claimed: Head | None) -> None:
         """Take the lease on a route that takes one, and load."""
-        if not self._leases:
+        if not self._route.leases:
             await turn.look(claimed)
             return
         outer = self.within
         if outer is not None and outer.runs(turn.key, self.ledger.store):
             raise ConversationBusy(own_turn=True)
-        await turn.begin(self._policy, claimed)
+        await turn.begin(self._route.policy, claimed)
 
     # A turn after the response
 
@@ -196,7 +197,7 @@ class Exchange(Connection):
         if self._status >= _SERVER_ERRORS and self._raised is not None:
             await self._answer(self._raised)
             return
-        if self._method == "HEAD" or self._status in _BODYLESS:
+        if self._request["method"] == "HEAD" or self._status in _BODYLESS:
             self._bodyless = True
         if message.get("trailers"):
             self._trailers = True
@@ -264,7 +265,7 @@ class Exchange(Connection):
             await self.interrupt()
             self._outcome = "interrupted"
             return
-        if not self._leases and self.turn is not None and self.turn.said and not self._resolved.minted and self.turn.messages:
+        if not self._route.leases and self.turn is not None and self.turn.said and not self._resolved.minted and self.turn.messages:
             self._hint_at_turns()
         await self.finish()
         self._outcome = "stored"
@@ -272,7 +273,7 @@ class Exchange(Connection):
     def _hint_at_turns(self) -> None:
         if not self._services.hinted:
             self._services.hinted.append(self._path)
-            line = f"{self._method} {self._path}"
+            line = f"{self._request['method']} {self._path}"
             logger.warning("a route appends without a lease, so a turn at the same time is a 409: add %r to turns=[...]", line)
 
     async def _goes_on(self, error: ConvmemError) -> bool:
@@ -294,7 +295,7 @@ class Exchange(Connection):
         self._held = None
         self._status = error.status
         await self.abandon()
-        for message in self._problem(error, head=self._method == "HEAD"):
+        for message in self._problem(error, head=self._request["method"] == "HEAD"):
             await self._send(message)
         self._complete = True
 

@@ -180,15 +180,13 @@ def _with_offset(moment: datetime) -> datetime:
     return moment.replace(tzinfo=timezone(offset), fold=0)
 
 
+_WRITTEN_MOMENT = r"^[0-9W-]+T[0-9:.,]+(Z|[+-][0-9:]+)$"
+"""A date, a time and an offset. To ask the time itself for its offset would take twice as long as reading it does."""
+
+
 def _moment_schema(_source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
     """Return the schema of a time. In JSON it is text in ISO 8601, read by the standard library: in a fifth of the time the check takes."""
-    stored = core_schema.chain_schema(
-        [
-            core_schema.str_schema(),
-            core_schema.no_info_plain_validator_function(datetime.fromisoformat),
-            core_schema.datetime_schema(tz_constraint="aware"),
-        ]
-    )
+    stored = core_schema.no_info_after_validator_function(datetime.fromisoformat, core_schema.str_schema(pattern=_WRITTEN_MOMENT))
     return core_schema.json_or_python_schema(stored, handler(Annotated[AwareDatetime, AfterValidator(_with_offset)]))
 
 
@@ -408,16 +406,20 @@ def _plain_messages(body: bytes) -> list[Item] | None:
 
     None leaves it to the long way, which reads the same in these, and all others.
     """
-    if b"$" in body and b'"$' in body:  # the first is quick
-        return None
     try:
         said: list[Message] = _MESSAGES.validate_json(body)
     except ValidationError:
         return None
     for message in said:
-        if type(message.content) is not str or not message.__pydantic_fields_set__ >= _ALWAYS:
+        given = message.__pydantic_fields_set__
+        if type(message.content) is not str or (given != _ALWAYS and (not given > _ALWAYS or _may_need_unpacking(body))):
             return None
     return [*said]
+
+
+def _may_need_unpacking(body: bytes) -> bool:
+    """Return whether a key may begin with ``$``."""
+    return (b"$" in body and b'"$' in body) or b"\\u0024" in body  # the first is quick
 
 
 def _parsed(body: bytes) -> Any:

@@ -100,15 +100,16 @@ class ConversationMiddleware:
             await _turn_away(error, scope, receive, send)
             return
         path = route_path(scope)
-        if not services.routes.covers(path):
+        route = services.routes.find(scope["method"] if kind == "http" else "WEBSOCKET", path)
+        if route is None:
             await self.app({**scope, SCOPE_KEY: services.routes}, receive, send)
             return
         if kind == "websocket":
-            await WebSocket(services, scope, path, receive, send).run(self.app)
+            await WebSocket(services, scope, path, route, receive, send).run(self.app)
             return
         task = asyncio.current_task()
         assert task is not None
-        exchange = Exchange(services, scope, path, receive, send, task)
+        exchange = Exchange(services, scope, path, route, receive, send, task)
         if task in self._in_flight:  # the app calls itself
             await exchange.run(self.app)
             return

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from convmem.exceptions import ConfigurationError
 from convmem.turns import Policy
@@ -19,9 +20,19 @@ class _Pattern:
     path: re.Pattern[str]
     policy: Policy | None
 
-    def matches(self, method: str, path: str) -> bool:
-        rightful = method == self.method if self.method else method not in _UNSAFE_TO_LEASE
-        return rightful and self.path.fullmatch(path) is not None
+
+class Route(NamedTuple):
+    """What is done with a request.
+
+    Attributes:
+        defers: Whether the handler loads.
+        leases: Whether it takes the lease.
+        policy: By which policy; None is the one of the settings.
+    """
+
+    defers: bool
+    leases: bool = False
+    policy: Policy | None = None
 
 
 class Routes:
@@ -48,20 +59,19 @@ class Routes:
         self._deferred = [_path(pattern, "load") for pattern in _deferred(load)]
         self.described = "every path" if paths is None else ", ".join(paths)
 
-    def covers(self, path: str) -> bool:
-        """Return whether requests for this path have a conversation."""
-        return self._paths is None or any(pattern.fullmatch(path) for pattern in self._paths)
-
-    def defers(self, path: str) -> bool:
-        """Return whether the handler loads on this path."""
-        return bool(self._deferred) and any(pattern.fullmatch(path) for pattern in self._deferred)
-
-    def turn(self, method: str, path: str) -> tuple[bool, Policy | None]:
-        """Return whether the request takes the lease, and by which policy; None is the one of the settings."""
+    def find(self, method: str, path: str) -> Route | None:
+        """Return what is done with a request for this path; None where it has no conversation. A WebSocket's method is WEBSOCKET."""
+        if self._paths is not None and not _match(self._paths, path):
+            return None
+        defers = bool(self._deferred) and _match(self._deferred, path)
         for pattern in self._turns:
-            if pattern.matches(method, path):
-                return True, pattern.policy
-        return False, None
+            if (method == pattern.method if pattern.method else method not in _UNSAFE_TO_LEASE) and pattern.path.fullmatch(path):
+                return Route(defers, leases=True, policy=pattern.policy)
+        return Route(defers)
+
+
+def _match(patterns: Iterable[re.Pattern[str]], path: str) -> bool:
+    return any(pattern.fullmatch(path) for pattern in patterns)
 
 
 def _policies(turns: Sequence[str] | Mapping[str, Policy] | None) -> list[tuple[str, Policy | None]]:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import cast
 
 from convmem import windows
 from convmem.keys import SessionKey
@@ -49,9 +50,11 @@ class Decoded:
 
     def seen(self, edits: Sequence[Edit] = ()) -> tuple[tuple[windows.Turn, ...], tuple[Message, ...]]:
         """Return what edits have left of the turns, and of the pinned system messages; `edits` stand behind all of them."""
-        pinned, *rest = edited([self.pinned, *(items for items, _ in self.turns), edits])
-        turns = tuple([windows.Turn(tuple(said), state) for said, (_, state) in zip(rest, self.turns, strict=False) if said])
-        return turns, tuple(message for message in pinned if message.role == "system")
+        said = [self.pinned, *[items for items, _ in self.turns]]
+        nothing_edited = not edits and {Message}.issuperset(map(type, chain(*said)))
+        pinned, *rest = cast("list[tuple[Message, ...]]", said) if nothing_edited else map(tuple, edited([*said, edits]))
+        turns = tuple([windows.Turn(messages, state) for messages, (_, state) in zip(rest, self.turns, strict=False) if messages])
+        return turns, tuple([message for message in pinned if message.role == "system"])
 
     def said(self, present: Sequence[Item]) -> Said:
         """Return all of it, with what the present turn says behind it."""

@@ -45,8 +45,6 @@ from convmem.windows import Window
 
 T = TypeVar("T")
 Policy = Literal["wait", "reject"]
-_Staged = tuple[Item, bytes, bool]
-"""A message, an edit or a note on its way to the store, encoded, and whether its entry is to be loaded with every window."""
 
 _PINNED = 8
 _PAUSES = (0.05, 0.2, 0.5)
@@ -219,7 +217,8 @@ class Turn:
             self.id, self._named = turn_id, True
         self._kept_nowhere = not stored
         self._fingerprint = fingerprint
-        self._staged: list[_Staged] = []
+        self._staged: list[tuple[Item, bool]] = []  # and whether its entry is to be loaded with every window
+        self._encoded: list[bytes] = []
         self._staging = threading.Lock()
 
     @cached_property
@@ -491,25 +490,29 @@ class Turn:
 
     def _stage(self, said: Sequence[Item], *, limited: bool, pins: bool) -> None:
         known = {item.id for item in self.said if isinstance(item, Message)}
-        staged: list[_Staged] = []
+        staged: list[tuple[Item, bool]] = []
+        encoded: list[bytes] = []
         size, largest = self._bytes, 0
         for item in said:
             if isinstance(item, Message):
                 if item.id in known:
                     continue
                 known.add(item.id)
-            one = _staged(item, pins=pins)
-            staged.append(one)
-            length = len(one[1])
-            size += length
-            largest = max(largest, length)
+                body, pinning = encode_message(item), item.role == "system"
+            else:
+                body, pinning = (encode_note(item), False) if isinstance(item, Note) else (encode_edit(item), pins)
+            staged.append((item, pinning))
+            encoded.append(body)
+            size += len(body)
+            largest = max(largest, len(body))
         if limited:
             self._need_room(largest, size, len(known))
-        for item, _, _ in staged:
+        for item, _ in staged:
             self._warn_if_said(item)
             self.said.append(item)
         self._bytes = size
         self._staged += staged
+        self._encoded += encoded
 
     def _need_room(self, largest: int, size: int, messages: int) -> None:
         rules = self.ledger.rules
@@ -536,10 +539,11 @@ class Turn:
                     return
                 hidden.update(other.ids)
 
-    def _take_staged(self) -> list[_Staged]:
+    def _take_staged(self) -> tuple[list[tuple[Item, bool]], list[bytes]]:
         with self._staging:
-            staged, self._staged = self._staged, []
-            return staged
+            taken = self._staged, self._encoded
+            self._staged, self._encoded = [], []
+            return taken
 
     def holds(self, token: str) -> bool:
         """Return whether this is the token of this turn's lease."""
@@ -643,8 +647,7 @@ class Turn:
 
     async def _do(self, *, closing: bool, ends: bool) -> None:
         """Write, which may be done twice. When the caller is cancelled meanwhile, it is done again, in a task of its own, to its end."""
-        at_work = self._leased or self._staged or self._pending or self._one_at_a_time or self.refused
-        if ends and not (at_work or (closing and self._stored)):
+        if ends and not (self._leased or self._staged or self._one_at_a_time):  # nothing was ever written, and nothing is to be
             self._end_now()
             return
         work = self._end if ends else self._write
@@ -693,7 +696,7 @@ class Turn:
             if self._pending is not None and not self._pending.closing:
                 await self._append(self._pending)
             if self._pending is None and (self._staged or (closing and (self._stored or self._leaves_trace))):
-                self._pending = self._entry(self._take_staged(), closing=closing)
+                self._pending = self._entry(*self._take_staged(), closing=closing)
             if self._pending is not None:
                 await self._append(self._pending, release=release)
             elif release:
@@ -762,13 +765,13 @@ class Turn:
         self.refused = error
         raise error
 
-    def _entry(self, staged: list[_Staged], *, closing: bool) -> Entry:
+    def _entry(self, staged: list[tuple[Item, bool]], encoded: list[bytes], *, closing: bool) -> Entry:
         identifier = new_id()
         self.id = self.id or identifier
         entry, self._will_count = entry_after(
             self.head,
-            [(item, pins) for item, _, pins in staged],
-            encode_messages([encoded for _, encoded, _ in staged]),
+            staged,
+            encode_messages(encoded),
             id=identifier,
             turn=self.id,
             token=self._token,
@@ -872,14 +875,6 @@ class _Attempt:
     def of(cls, token: str) -> _Attempt:
         turn, _, fingerprint = token.partition(".")[2].rpartition(".")
         return cls(turn, fingerprint)
-
-
-def _staged(item: Item, *, pins: bool) -> _Staged:
-    if isinstance(item, Message):
-        return item, encode_message(item), item.role == "system"
-    if isinstance(item, Note):
-        return item, encode_note(item), False
-    return item, encode_edit(item), pins
 
 
 def _same_words(one: Message, other: Message) -> bool:

@@ -19,6 +19,7 @@ from convmem.conversation import Conversation
 from convmem.exceptions import ConfigurationError, ConvmemError, CookieNotSent, HistoryExpired, HistoryLost, StoreUnavailable
 from convmem.keys import SessionKey
 from convmem.problems import problem
+from convmem.routes import Route
 from convmem.stores.base import Head
 from convmem.turns import Turn
 
@@ -41,13 +42,12 @@ class WebSocket(Connection):
         "conversation = await get_conversation(websocket), then await websocket.accept()."
     )
 
-    def __init__(self, services: Services, scope: Scope, path: str, receive: Receive, send: Send) -> None:
+    def __init__(self, services: Services, scope: Scope, path: str, route: Route, receive: Receive, send: Send) -> None:
         """Decide nothing yet."""
-        super().__init__(services, scope, path)
+        super().__init__(services, scope, path, route)
         self._wire = _Wire(scope, receive, send)
         self._foreign = services.reader.refuses_origin(scope)
         self._kept = self._foreign
-        _, self._policy = services.routes.turn("WEBSOCKET", path)
 
     @property
     def hung_up(self) -> bool:
@@ -56,7 +56,7 @@ class WebSocket(Connection):
 
     async def run(self, app: ASGIApp) -> None:
         """Read what is stored, and run the app."""
-        if not self._defers and self._foreign is None:
+        if not self._route.defers and self._foreign is None:
             self._resolved = await self._services.reader.read(self._request)
             await self._prepare()
         conversation = Conversation(self)
@@ -129,7 +129,7 @@ class WebSocket(Connection):
         turn = Turn(self.ledger, key)
         self._asked = key
         try:
-            await turn.begin(self._policy)
+            await turn.begin(self._route.policy)
         except StoreUnavailable as error:
             if not self._services.degrade:
                 raise

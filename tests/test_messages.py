@@ -5,15 +5,16 @@ import json
 import math
 import pickle
 from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import example, given, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from pydantic import ValidationError
 
 from convmem import AudioPart, Citation, FilePart, ImagePart, Message, ReasoningPart, TextPart, ToolCall
 from convmem.exceptions import InvalidMessage
-from convmem.messages import UnknownPart, decode_messages, encode_message, encode_messages
+from convmem.messages import UnknownPart, decode_body, decode_messages, encode_message, encode_messages
 
 text = st.text(st.characters(codec=None), max_size=20) | st.sampled_from(
     ["", "\0", "\ud83d", "\ude00\ud83d", "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16"), "a\udc80b", "$text", "\u2028"]
@@ -87,6 +88,49 @@ def test_a_message_is_read_the_same_whatever_stands_beside_it(message):
     (alone,) = back(message)
     beside, _ = back(message, Message.user("x", metadata={"data": b""}))
     assert (repr(beside), beside.model_fields_set, beside.state) == (repr(alone), alone.model_fields_set, alone.state)
+
+
+RAW = {"role": '"user"', "content": '"x"', "id": '"1"', "created_at": '"2026-01-01T00:00:00+00:00"'}
+MOMENTS = [
+    "2026-01-01", "2026-01-01T00:00:00", "2026-01-01-10:00", "2026-01-01T10:00+01:00", "2026-01-01T10:00:00Z", "20260101T10+0100",
+    "2026-01-01 10:00:00+00:00", "2026-W01-1T10:00Z", "2026-01-01T10:00:00.123456789+00:00", "2026-01-01T10:00:00+00:00:00.5",
+    "2026-01-01T10:00:00+01:00:00.5", "2026-01-01T10:00:00-00:00", "2026-01-01T25:00:00Z", "2026-01-01T10:00:00+24:00", "1767225600", "T1Z",
+]  # fmt: skip
+odd = st.one_of(
+    values.map(partial(json.dumps, default=repr)),
+    st.sampled_from(MOMENTS).map(json.dumps),
+    st.sampled_from(["system", "robot", "USER"]).map(json.dumps),
+    st.sampled_from([
+        "NaN", "-Infinity", "1e400", "[NaN]", '{"a": NaN}', "{}", "[]", '""', "null",
+        "[" * 250 + "]" * 250, '{"a": ' * 300 + "1" + "}" * 300,
+        '{"$text": "eA=="}', r'{"\u0024text": "eA=="}', r'{"a": {"\u0024bytes": "AAAA"}}', '{"$object": [[1, 2]]}', '{"$new": 1}', "\x00",
+        '[{"type": "text", "text": "x"}]', '[{"type": "later"}]', '[{"id": "1", "name": "f", "arguments": {}}]', "[{}]", r'"\ud83d"',
+        '[{"id": "1", "name": "f", "arguments": {"a": 1, "a": 2}, "later": 1}]', '{"a": 1, "a": 2}', '"a', "tru",
+    ]),
+)  # fmt: skip
+fields = st.sampled_from([*Message.model_fields, "edit", "note", "data", "ids", "later", r"r\u006fle", "$text"])
+
+
+@settings(max_examples=200)
+@given(st.sets(st.sampled_from(list(RAW)), max_size=1), st.lists(st.tuples(fields, odd), max_size=3))
+@example(set(), [("metadata", r'{"a": {"\u0024bytes": "AAAA"}}')])
+@example(set(), [("created_at", '"2026-01-01T10:00:00+01:00:00.5"')])
+@example({"id"}, [])
+def test_what_is_damaged_is_read_or_refused_the_same_whatever_stands_beside_it(without, said):
+    """No reader takes for a message what another one calls damaged, or takes it for another one: of its fields any, twice or none."""
+    raw = [*((name, value) for name, value in RAW.items() if name not in without), *said]
+    document = "{" + ", ".join(f'"{name}": {value}' for name, value in raw) + "}"
+    beside = encode_message(Message.user("x", metadata={"data": b""})).decode()
+    assert outcome(f"[{document}]") == outcome(f"[{document}, {beside}]")
+
+
+def outcome(body: str) -> object:
+    """Return how a body's first item reads, with all there is to see of it; None when it is refused."""
+    try:
+        item = decode_body(body.encode())[0]
+    except ValueError:
+        return None
+    return repr(item), _types(dict(item)), item.model_fields_set
 
 
 @given(objects)

@@ -240,8 +240,6 @@ class OwnerConversationStore(ConversationStore):
         """Copy what a new fork shares with its source; return whether it is one."""
         if record.forked_from is None or record.head_id is None or expected_revision is not None:
             return False
-        if await self.read_record(record.conversation_id) is not None:
-            raise ConversationConflict(record.conversation_id)
         await fork(self._address(record.forked_from), session_id=record.conversation_id, store=self._store)
         return True
 

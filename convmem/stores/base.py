@@ -13,16 +13,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import groupby
 from math import isfinite
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeVar, overload
 
 from convmem.keys import SessionKey
 from convmem.records import record
+
+Packed = TypeVar("Packed")
 
 ENTRY_FORMAT = 1
 NO_PAGE_CURSOR = "after is not a cursor of a page of conversations."
@@ -487,28 +489,98 @@ class Store(ABC):
         await self.aclose()
 
 
-def newest_turns(newest_first: Iterable[StoredEntry], turns: int | None, messages: int | None) -> tuple[StoredEntry, ...]:
+def _turn_and_count(stored: StoredEntry) -> tuple[str, int]:
+    return stored.entry.turn, stored.entry.count
+
+
+@overload
+def newest_turns(newest_first: Iterable[StoredEntry], turns: int | None, messages: int | None) -> tuple[StoredEntry, ...]: ...
+
+
+@overload
+def newest_turns(
+    newest_first: Iterable[Packed], turns: int | None, messages: int | None, of: Callable[[Packed], tuple[Hashable, int]]
+) -> tuple[Packed, ...]: ...
+
+
+def newest_turns(
+    newest_first: Iterable[Any], turns: int | None, messages: int | None, of: Callable[[Any], tuple[Hashable, int]] = _turn_and_count
+) -> tuple[Any, ...]:
     """Return the entries of the newest whole turns, oldest first, reading no more of `newest_first` than one entry beyond.
 
     Args:
         newest_first: Visible entries, the newest first.
         turns: See `Store.load`.
         messages: See `Store.load`.
+        of: Returns the turn and the count of one of them; for a store that hands in what it has not unpacked yet.
     """
-    taken: list[StoredEntry] = []
+    taken: list[Any] = []
     seen_turns = seen_messages = 0
+    newest: Hashable = None
     if turns == 0 or messages == 0:
         return ()
     for stored in newest_first:
-        if not taken or taken[-1].entry.turn != stored.entry.turn:
-            if turns is not None and seen_turns == turns:
+        turn, count = of(stored)
+        if turn != newest:
+            if seen_turns == turns:
                 break
             if messages is not None and seen_messages >= messages:
                 break
             seen_turns += 1
+            newest = turn
         taken.append(stored)
-        seen_messages += stored.entry.count
-    return tuple(reversed(taken))
+        seen_messages += count
+    taken.reverse()
+    return tuple(taken)
+
+
+class Unread(Sequence[StoredEntry]):
+    """Entries that were read and not unpacked yet: all are when somebody looks at one of them.
+
+    Args:
+        size: How many there are.
+        unpack: Returns them, in their order; called once.
+    """
+
+    __slots__ = ("_size", "_unpack", "_unpacked")
+
+    def __init__(self, size: int, unpack: Callable[[], tuple[StoredEntry, ...]]) -> None:
+        """Unpack nothing yet."""
+        self._size, self._unpack = size, unpack
+        self._unpacked: tuple[StoredEntry, ...] | None = None
+
+    def _entries(self) -> tuple[StoredEntry, ...]:
+        if self._unpacked is None:
+            self._unpacked = self._unpack()
+        return self._unpacked
+
+    def __len__(self) -> int:
+        """Return how many there are; none is unpacked for that."""
+        return self._size
+
+    @overload
+    def __getitem__(self, index: int) -> StoredEntry: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[StoredEntry, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> StoredEntry | tuple[StoredEntry, ...]:
+        """Return one, or several."""
+        return self._entries()[index]
+
+    def __iter__(self) -> Iterator[StoredEntry]:
+        """Return them in their order."""
+        return iter(self._entries())
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether the other is a sequence of the same."""
+        return isinstance(other, Sequence) and self._entries() == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as any that unpacks itself
+
+    def __repr__(self) -> str:
+        """Return them as a tuple shows itself."""
+        return repr(self._entries())
 
 
 def decide(  # noqa: PLR0911 - one for each outcome

@@ -4,6 +4,8 @@ Write-ahead logging, and in each process one connection that writes and one that
 event loop never waits for the disk. What waits when the writing thread is free is done in one transaction: appends with one
 flush at the chosen `synchronous` level, leases before them and without one, for they need not survive a power loss. Every
 write is `BEGIN IMMEDIATE`: a deferred transaction that upgrades ignores the busy timeout.
+
+A column for each thing that a statement compares, and one for all the rest of an entry: to read a row costs by its columns.
 """
 
 from __future__ import annotations
@@ -14,8 +16,11 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, TypeVarTuple
 
@@ -23,6 +28,7 @@ from convmem.exceptions import StoreUnavailable
 from convmem.identifiers import new_token
 from convmem.keys import RESERVED_OWNER, SessionKey
 from convmem.stores.base import (
+    ENTRY_FORMAT,
     TOMBSTONE_LIFE,
     Appended,
     Entry,
@@ -38,6 +44,7 @@ from convmem.stores.base import (
     Page,
     Store,
     StoredEntry,
+    Unread,
     decide,
     key_of_owner,
     newest_turns,
@@ -47,19 +54,26 @@ from convmem.stores.base import (
     read_walk_cursor,
     walk_cursor,
 )
-from convmem.stores.sqlite_file import BARE, LEASE, READ, STORE, File, Job, Link, Needs, Opening, Synchronous
+from convmem.stores.sqlite_file import BARE, LEASE, READ, STORE, File, Job, Needs, Opening, Synchronous
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _POSITION_BITS = 32
-_KINDS = {kind.value: kind for kind in Kind}
 _POSITION = (1 << _POSITION_BITS) - 1
-_ENTRY = "id, entry, turn, token, kind, closing, count, turns, start, pinned, hides, format, key_id, stored, body"
+_HOUR = 3600.0
+_KINDS = (Kind.TURN, Kind.EDIT, Kind.RESET)
+_CLOSING = 4
+_MICROSECONDS = 1_000_000
+_ENTRY = "turn, id, facts, body"
 _SELECT_ENTRY = f"SELECT {_ENTRY} FROM entry WHERE id = ? AND visible"  # noqa: S608 - a constant
 _SELECT_NEWEST = f"SELECT {_ENTRY} FROM entry WHERE id > ? AND id < ? AND visible ORDER BY id DESC"  # noqa: S608
-_SELECT_NAMES = "SELECT id, entry FROM entry WHERE id > ? AND id < ? AND visible ORDER BY id DESC"
-_INSERT_ENTRY = f"INSERT INTO entry (visible, {_ENTRY}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+_SELECT_TURN = "SELECT id, visible, facts FROM entry WHERE turn = ? AND id > ? AND id <= ? ORDER BY id"
+_INSERT_ENTRY = f"INSERT INTO entry (visible, {_ENTRY}) VALUES (?, ?, ?, ?, ?)"  # noqa: S608
+_HIDE = "UPDATE entry SET visible = 0 WHERE id = ?"
+_BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
+_USUAL: tuple[tuple[int, ...], tuple[int, ...], int, str] = ((), (), ENTRY_FORMAT, "")
+_to_json = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 _LISTED = "tenant, owner, session, turns, created, updated, expires, epoch, n, entry"
 _DURABILITY: dict[Synchronous, str] = {
     "normal": "a crash of the process; the last turns may be lost when the power fails (synchronous=NORMAL)",
@@ -167,7 +181,7 @@ class SQLiteStore(Store):
         if file is not None:
             await asyncio.get_running_loop().run_in_executor(None, file.close)
 
-    async def _run(self, operation: str, needs: Needs, work: Callable[[Link, *Ts], T], *arguments: *Ts) -> T:
+    async def _run(self, operation: str, needs: Needs, work: Callable[[sqlite3.Connection, *Ts], T], *arguments: *Ts) -> T:
         """Have work done by the thread of its kind. Of a caller that is cancelled meanwhile the outcome is unknown."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
@@ -245,7 +259,7 @@ class _Asked(NamedTuple):
     lease: Lease | None
 
 
-def _load(link: Link, key: SessionKey, asked: _Asked) -> Log:
+def _load(link: sqlite3.Connection, key: SessionKey, asked: _Asked) -> Log:
     lease = asked.lease
     now = time.time()
     row = _Row(link, key)
@@ -262,74 +276,102 @@ def _load(link: Link, key: SessionKey, asked: _Asked) -> Log:
     if not row.head.epoch:
         return Log(row.present(), (), (), holder, found, deleted_at=deleted_at, ended=ended)
     end = row.head.n + 1 if asked.before is None else min(asked.before, row.head.n + 1)
-    entries = newest_turns(_newest_first(link, row, end), asked.turns, asked.messages)
-    first = entries[0].n if entries else end
-    pinned = tuple(_pinned(link, row, first)) if row.head.pinned else ()
-    return Log(row.head, entries, pinned, holder, found, deleted_at=deleted_at, ended=ended)
-
-
-def _newest_first(link: Link, row: _Row, before: int) -> Iterator[StoredEntry]:
-    """Read lazily: the caller stops when it has enough."""
-    epoch, seen = row.head.epoch, link.seen
-    last = row.position(max(before, 0))
-    between = (row.position(row.head.start), last)
-    if last - 1 not in seen and last - 2 not in seen:
-        for columns in link.execute(_SELECT_NEWEST, between):
-            yield seen.add(columns[0], _stored(epoch, columns))
-        return
-    for identifier, entry in link.execute(_SELECT_NAMES, between):
-        stored = seen.get(identifier)
-        if stored is None or stored.entry.id != entry or stored.entry.epoch != epoch:
-            stored = seen.add(identifier, _stored(epoch, link.execute(_SELECT_ENTRY, (identifier,)).fetchone()))
-        yield stored
-
-
-def _pinned(link: sqlite3.Connection, row: _Row, before: int) -> Iterator[StoredEntry]:
-    for n in row.head.pinned:
-        if row.head.start < n < before:
-            found = link.execute(_SELECT_ENTRY, (row.position(n),)).fetchone()
-            if found is not None:
-                yield _stored(row.head.epoch, found)
-
-
-def _stored(epoch: str, columns: tuple[Any, ...]) -> StoredEntry:
-    identifier, entry, turn, token, kind, closing, count, turns, start, pinned, hides, format_, key_id, stored, body = columns
-    return StoredEntry(
-        identifier & _POSITION,
-        Entry.read(
-            entry,
-            turn,
-            token,
-            epoch,
-            body,
-            count,
-            _KINDS[kind],
-            closing == 1,
-            turns,
-            start,
-            _positions(pinned) if pinned else (),
-            _positions(hides) if hides else (),
-            format_,
-            key_id,
-        ),
-        _time(stored),
+    between = (row.position(row.head.start), row.position(max(end, 0)))
+    rows = _newest(link.execute(_SELECT_NEWEST, between), asked.turns, asked.messages)
+    first = rows[0][1] & _POSITION if rows else end
+    pinned = _pinned(link, row, first) if row.head.pinned else ()
+    return Log(
+        row.head, Unread(len(rows), partial(_unpacked, row.head.epoch, rows)), pinned, holder, found, deleted_at=deleted_at, ended=ended
     )
+
+
+def _newest(cursor: sqlite3.Cursor, turns: int | None, messages: int | None) -> Sequence[tuple[Any, ...]]:
+    """Return the rows of the newest turns, oldest first. Where each is one entry, as most are, no row is looked at alone."""
+    some: list[tuple[Any, ...]] = []
+    if turns and turns < _EXAMINED and messages is None:
+        some = cursor.fetchmany(turns + 1)
+        if len({row[0] for row in some}) == len(some):
+            return some[:turns][::-1]
+    return newest_turns(chain(some, cursor), turns, messages, _turn_and_count)
+
+
+def _pinned(link: sqlite3.Connection, row: _Row, before: int) -> tuple[StoredEntry, ...]:
+    found = [link.execute(_SELECT_ENTRY, (row.position(n),)).fetchone() for n in row.head.pinned if row.head.start < n < before]
+    return _unpacked(row.head.epoch, [each for each in found if each is not None])
+
+
+class _Facts(NamedTuple):
+    """What the file says of an entry beside its turn, its place and its body, as a JSON list.
+
+    The kind is a number of `_KINDS`, with `_CLOSING` added where the turn ends; when it was stored, microseconds since 1970.
+    The last four are there only where one of them is not as usual. Whatever a later version adds behind them is left alone.
+    """
+
+    messages: int
+    entry: str
+    token: str
+    kind: int
+    turns: int
+    start: int
+    stored: int
+    pinned: Sequence[int] = ()
+    hides: Sequence[int] = ()
+    format: int = ENTRY_FORMAT
+    key_id: str = ""
+
+    @classmethod
+    def read(cls, text: str) -> _Facts:
+        return cls(*json.loads(text)[: len(cls._fields)])
+
+
+def _facts(entry: Entry, now: float) -> str:
+    kind = _KINDS.index(entry.kind) | (_CLOSING if entry.closing else 0)
+    usual = entry.count, entry.id, entry.token, kind, entry.turns, entry.start, int(now * _MICROSECONDS)
+    if entry.pinned or entry.hides or entry.key_id or entry.format != ENTRY_FORMAT:
+        return _to_json((*usual, entry.pinned, entry.hides, entry.format, entry.key_id))
+    return _to_json(usual)
+
+
+def _packed(turn: str) -> str | bytes:
+    """Return a turn's id as the file has it, in the table and in the index: a UUID in half the room."""
+    with suppress(ValueError):
+        packed = bytes.fromhex(turn)
+        if packed.hex() == turn:
+            return packed
+    return turn
+
+
+def _turn_and_count(row: tuple[Any, ...]) -> tuple[str | bytes, int]:
+    return row[0], _Facts.read(row[2]).messages
+
+
+def _unpacked(epoch: str, rows: Sequence[tuple[Any, ...]]) -> tuple[StoredEntry, ...]:
+    entries = []
+    for (packed, identifier, _, body), facts in zip(rows, json.loads(f"[{','.join([row[2] for row in rows])}]"), strict=True):
+        count, entry, token, flags, turns, start, stored = facts[:7]
+        pinned, hides, format_, key_id = _rarer(*facts[7:11]) if len(facts) > 7 else _USUAL  # noqa: PLR2004
+        kind, closing = _KINDS[flags & ~_CLOSING], flags & _CLOSING != 0
+        turn = packed if isinstance(packed, str) else packed.hex()
+        read = Entry.read(entry, turn, token, epoch, body, count, kind, closing, turns, start, pinned, hides, format_, key_id)
+        entries.append(StoredEntry(identifier & _POSITION, read, _BEGIN + timedelta(0, 0, stored)))
+    return tuple(entries)
+
+
+def _rarer(pinned: list[int], hides: list[int], format_: int, key_id: str) -> tuple[tuple[int, ...], tuple[int, ...], int, str]:
+    return tuple(pinned), tuple(hides), format_, key_id
 
 
 def _look_up(link: sqlite3.Connection, row: _Row, turn: str, now: float) -> Lookup:
     if row.id is None or not row.head.epoch:
         return Lookup()
-    entries = link.execute(
-        "SELECT id, token, closing, visible FROM entry WHERE turn = ? AND id > ? AND id <= ? ORDER BY id",
-        (turn, row.position(0), row.position(row.head.n)),
-    ).fetchall()
+    entries = link.execute(_SELECT_TURN, (_packed(turn), row.position(0), row.position(row.head.n))).fetchall()
     if not entries:
         return Lookup()
-    last, token, closing, _ = entries[-1]
-    first_visible = row.position(row.head.start)
-    visible = not row.expired(now) and any(shown and identifier > first_visible for identifier, _, _, shown in entries)
+    last, _, facts = entries[-1]
+    newest, first_visible = _Facts.read(facts), row.position(row.head.start)
+    visible = not row.expired(now) and any(shown and identifier > first_visible for identifier, shown, _ in entries)
     state: Literal["running", "interrupted", "complete"]
-    state = "complete" if closing else "running" if token == row.live_token(now) else "interrupted"
+    state = "complete" if newest.kind & _CLOSING else "running" if newest.token == row.live_token(now) else "interrupted"
     return Lookup(state, last - row.position(0), visible)
 
 
@@ -355,8 +397,8 @@ def _append(link: sqlite3.Connection, key: SessionKey, after: Head, entry: Entry
             return None
         if n == row.head.n:
             return row.head.id
-        found = link.execute("SELECT entry FROM entry WHERE id = ?", (row.position(n),)).fetchone()
-        return None if found is None else str(found[0])
+        found = link.execute("SELECT facts FROM entry WHERE id = ?", (row.position(n),)).fetchone()
+        return None if found is None else _Facts.read(found[0]).entry
 
     outcome = decide(after, entry, head=row.head, mark=row.mark, ended=row.ended_epochs(), id_at=id_at, live_token=row.live_token(now))
     if outcome is Outcome.STORED:
@@ -372,55 +414,27 @@ def _append(link: sqlite3.Connection, key: SessionKey, after: Head, entry: Entry
 
 
 def _store(link: sqlite3.Connection, row: _Row, n: int, entry: Entry, now: float, ttl: timedelta | None) -> None:
-    first, last = row.position(0), row.position(n)
-    link.execute(
-        "UPDATE entry SET visible = 0 WHERE turn = ? AND id > ? AND id < ? AND token <> ? AND visible",
-        (entry.turn, first, last, entry.token),
-    )
+    first, last, turn = row.position(0), row.position(n), _packed(entry.turn)
+    for earlier, visible, facts in link.execute(_SELECT_TURN, (turn, first, last)).fetchall():
+        if visible and _Facts.read(facts).token != entry.token:
+            link.execute(_HIDE, (earlier,))
     for hidden in entry.hides:
-        link.execute("UPDATE entry SET visible = 0 WHERE id = ?", (row.position(hidden),))
+        link.execute(_HIDE, (row.position(hidden),))
     if row.expired(now) and entry.start > row.head.start:
         link.execute("DELETE FROM entry WHERE id > ? AND id <= ?", (first, row.position(entry.start) - 1))
-    pinned = _text(entry.pinned)
+    link.execute(_INSERT_ENTRY, (entry.kind is Kind.TURN, turn, last, _facts(entry, now), entry.body))
+    expires = None if ttl is None else now + ttl.total_seconds()
+    updated = max(now, row.updated)
     link.execute(
-        _INSERT_ENTRY,
-        (
-            entry.kind is Kind.TURN,
-            last,
-            entry.id,
-            entry.turn,
-            entry.token,
-            entry.kind.value,
-            entry.closing,
-            entry.count,
-            entry.turns,
-            entry.start,
-            pinned,
-            _text(entry.hides),
-            entry.format,
-            entry.key_id,
-            now,
-            entry.body,
-        ),
+        "UPDATE conversation SET n = ?, entry = ?, turns = ?, start = ?, pinned = ?, updated = ?, expires = ?, token = ?, until = ?"
+        " WHERE id = ?",
+        (n, entry.id, entry.turns, entry.start, _text(entry.pinned), updated, expires, row.token, row.until, row.id),
     )
-    link.execute(
-        "UPDATE conversation SET epoch = ?, n = ?, entry = ?, turns = ?, start = ?, pinned = ?, created = ?, updated = ?, expires = ?,"
-        " token = ?, until = ? WHERE id = ?",
-        (
-            entry.epoch,
-            n,
-            entry.id,
-            entry.turns,
-            entry.start,
-            pinned,
-            row.created if row.head.epoch else now,
-            max(now, row.updated),
-            None if ttl is None else now + ttl.total_seconds(),
-            row.token,
-            row.until,
-            row.id,
-        ),
-    )
+    if not row.head.epoch or updated // _HOUR != row.updated // _HOUR:  # what indexes are of: they are written only where it changes
+        created = row.created if row.head.epoch else now
+        link.execute(
+            "UPDATE conversation SET epoch = ?, created = ?, hour = ? WHERE id = ?", (entry.epoch, created, updated // _HOUR, row.id)
+        )
 
 
 def _renew(link: sqlite3.Connection, key: SessionKey, lease: Lease, head: Head) -> bool:
@@ -448,9 +462,9 @@ def _list(link: sqlite3.Connection, key: SessionKey, beyond: tuple[float, str] |
     now = time.time()
     rows = link.execute(
         f"SELECT {_LISTED} FROM conversation"  # noqa: S608 - a constant
-        " WHERE tenant = ? AND owner = ? AND epoch <> '' AND (expires IS NULL OR expires > ?) AND (updated, session) < (?, ?)"
-        " AND updated < ? ORDER BY updated DESC, session DESC LIMIT ?",
-        (tenant, owner, now, last, session, until, limit + 1),
+        " WHERE tenant = ? AND owner = ? AND epoch <> '' AND hour <= ? AND (expires IS NULL OR expires > ?)"
+        " AND (updated, session) < (?, ?) AND updated < ? ORDER BY hour DESC, updated DESC, session DESC LIMIT ?",
+        (tenant, owner, min(last, until) / _HOUR, now, last, session, until, limit + 1),
     ).fetchall()
     items = tuple(_listed(row, now) for row in rows[:limit])
     return Page(items, page_cursor(rows[limit - 1][5], items[-1].session_id) if len(rows) > limit else None)
@@ -476,14 +490,14 @@ def _walk(link: sqlite3.Connection, tenant: str | None, beyond: tuple[str, str, 
 
 
 def _walk_idle(link: sqlite3.Connection, beyond: tuple[float, int] | None, limit: int, until: float) -> Page:
-    """Go by time of writing: what is written meanwhile leaves, and the rest keeps its place."""
+    """Go by the hour of writing: what is written meanwhile leaves, and the rest keeps its place."""
     rows = link.execute(
         f"SELECT {_LISTED}, id FROM conversation"  # noqa: S608 - a constant
-        " WHERE epoch <> '' AND updated < ? AND (updated, id) > (?, ?) ORDER BY updated, id LIMIT ?",
-        (until, *(beyond or (float("-inf"), 0)), _EXAMINED),
+        " WHERE epoch <> '' AND hour <= ? AND (hour, id) > (?, ?) ORDER BY hour, id LIMIT ?",
+        (until / _HOUR, *(beyond or (-1.0, 0)), _EXAMINED),
     ).fetchall()
     shown, last = _shown(rows, limit, until)
-    return Page(shown, None if last is None else page_cursor(last[5], str(last[10])))
+    return Page(shown, None if last is None else page_cursor(last[5] // _HOUR, str(last[10])))
 
 
 def _shown(rows: list[tuple[Any, ...]], limit: int, until: float) -> tuple[tuple[Listed, ...], tuple[Any, ...] | None]:
@@ -504,7 +518,7 @@ def _listed(row: tuple[Any, ...], now: float) -> Listed:
     return Listed(key, turns, _time(created), _time(updated), revision, expired=expires is not None and now >= expires)
 
 
-def _delete(link: Link, key: SessionKey, at: Head | None) -> bool:
+def _delete(link: sqlite3.Connection, key: SessionKey, at: Head | None) -> bool:
     now = time.time()
     _forget(link, now)
     row = _Row(link, key)
@@ -517,8 +531,6 @@ def _delete(link: Link, key: SessionKey, at: Head | None) -> bool:
     if row.head.epoch:
         ended[row.head.epoch] = now
     link.execute("DELETE FROM entry WHERE id > ? AND id <= ?", (row.position(0), row.position(row.head.n)))
-    for n in range(1, row.head.n + 1):
-        link.seen.forget(row.position(n))
     link.execute(
         "UPDATE conversation SET epoch = '', n = 0, entry = '', turns = 0, start = 0, pinned = '', expires = NULL,"
         " token = '', until = 0, mark = ?, ended = ?, deleted = ? WHERE id = ?",

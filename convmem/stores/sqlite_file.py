@@ -21,8 +21,6 @@ from queue import Empty, SimpleQueue
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
-from convmem.stores.base import StoredEntry
-
 Synchronous = Literal["normal", "full", "extra"]
 
 
@@ -78,14 +76,28 @@ class _Lane:
 
     def __init__(self, opening: Opening, name: str) -> None:
         self.jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._asked: dict[asyncio.AbstractEventLoop, list[Job]] = {}
+        self._handing = threading.Lock()
         self._thread = threading.Thread(target=_serve, args=(self.jobs, opening), name=name, daemon=True)
 
     def put(self, job: Job) -> None:
-        self.jobs.put(job)
-        if not self._thread.ident:
-            self._thread.start()
+        """Hand over what one step of an event loop asks for together: a thread that wakes for the first finds all the others."""
+        with self._handing:
+            asked = self._asked.setdefault(job.loop, [])
+            asked.append(job)
+        if len(asked) == 1:
+            job.loop.call_soon(self._hand_over, job.loop)
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._handing:
+            for job in self._asked.pop(loop, ()):
+                self.jobs.put(job)
+            if not self._thread.ident:
+                self._thread.start()
 
     def close(self) -> None:
+        for loop in tuple(self._asked):
+            self._hand_over(loop)
         self.jobs.put(None)
         if self._thread.ident:
             self._thread.join()
@@ -125,7 +137,7 @@ class _Connection:
     def __init__(self, opening: Opening) -> None:
         self._opening = opening
         self._level = ""
-        self._link: Link | None = None
+        self._link: sqlite3.Connection | None = None
 
     def close(self) -> None:
         if self._link is not None:
@@ -154,18 +166,18 @@ class _Connection:
             return [(None, error)] * len(jobs)
         return results
 
-    def _begin(self, needs: Needs) -> Link:
+    def _begin(self, needs: Needs) -> sqlite3.Connection:
         if self._link is None:
             self._link = self._opening.connect()
         level = self._opening.synchronous if needs.flushed else "normal"
         if level != self._level:
-            self._link.executescript(f"PRAGMA synchronous = {level}")  # always prepared anew: it takes effect when it is prepared
+            self._link.execute(f"PRAGMA synchronous = {level}")
             self._level = level
         if needs.begin:
             self._link.execute(needs.begin)
         return self._link
 
-    def _roll_back(self, link: Link) -> None:
+    def _roll_back(self, link: sqlite3.Connection) -> None:
         try:
             if link.in_transaction:  # SQLite has rolled back already after some errors
                 link.execute("ROLLBACK")
@@ -181,7 +193,7 @@ class Opening(NamedTuple):
     busy_timeout: timedelta
     mode: str
 
-    def connect(self) -> Link:
+    def connect(self) -> sqlite3.Connection:
         """Return a connection to the file, made and brought up to date where that is due."""
         if not self.path.parent.is_dir():
             msg = f"the folder {self.path.parent} does not exist; make it, or set another path"
@@ -191,8 +203,7 @@ class Opening(NamedTuple):
             raise sqlite3.OperationalError(msg)
         seconds = self.busy_timeout.total_seconds()
         uri = f"file:{quote(str(self.path))}?mode={self.mode}"
-        link = sqlite3.connect(uri, uri=True, timeout=seconds, isolation_level=None, cached_statements=64, factory=Link)
-        link.seen = _Seen()
+        link = sqlite3.connect(uri, uri=True, timeout=seconds, isolation_level=None, cached_statements=64)
         try:
             link.execute("PRAGMA page_size = 8192")
             _retry_while_locked(lambda: link.execute("PRAGMA journal_mode = WAL"), seconds)
@@ -203,39 +214,6 @@ class Opening(NamedTuple):
             link.close()  # which rolls back
             raise
         return link
-
-
-class _Seen(dict[int, StoredEntry]):
-    """Entries that were read before, by their row, as far as they have room; the first that came goes first.
-
-    An entry never changes, and whether it is there and visible the file says each time: what was read once need only be found to be
-    there still, by its id and its epoch. To read a whole row and make its objects takes several times as long.
-    """
-
-    room = 4 * 2**20
-
-    def add(self, identifier: int, stored: StoredEntry) -> StoredEntry:
-        self.forget(identifier)
-        self[identifier] = stored
-        self.room -= _weight(stored)
-        while self.room < 0:
-            self.forget(next(iter(self)))
-        return stored
-
-    def forget(self, identifier: int) -> None:
-        stored = self.pop(identifier, None)
-        if stored is not None:
-            self.room += _weight(stored)
-
-
-def _weight(stored: StoredEntry) -> int:
-    return len(stored.entry.body) + 1000  # bytes that its names and objects take, and a little more
-
-
-class Link(sqlite3.Connection):
-    """A connection, and what was read through it."""
-
-    seen: _Seen
 
 
 _Result = tuple[Any, Exception | None]

@@ -436,6 +436,10 @@ class TestConversationStore:
         await mine.save(answered)
         talk = await mine.load("talk")
         assert (answered.output, talk.deferred_tool_requests, len(talk.messages)) == ("paid", None, 4)
+        await mine.save(await payer.run("pay", conversation=NativeConversation(conversation_id="other")))
+        async with open_conversation(SessionKey(ADA.owner, "other"), store=store) as conversation:
+            conversation.append(Message.user("never mind"))
+        assert (await mine.load("other")).deferred_tool_requests is None, "somebody has gone on without an answer"
 
     @pytest.mark.asyncio
     async def test_branches_and_forks(self, store):
@@ -470,6 +474,76 @@ class TestConversationStore:
         assert said_in((await mine.load("fork")).messages) == ["one", "first", "two", "on"]
         with pytest.raises(LookupError):
             await mine.read_entry("nowhere")
+
+    @pytest.mark.asyncio
+    async def test_a_list_has_at_most_so_many(self, store):
+        """The last written first."""
+        mine = OwnerConversationStore(ADA.owner, store=store)
+        for name in ("one", "two", "three"):
+            await mine.save(conversation_of(*TALK[:1], conversation_id=name))
+        assert [record.conversation_id for record in await mine.list_conversations(limit=2)] == ["three", "two"]
+
+    @pytest.mark.asyncio
+    async def test_only_what_was_seen_is_deleted(self, store):
+        """Whoever deletes has not seen what was said since."""
+        mine = OwnerConversationStore(ADA.owner, store=store)
+        await mine.save(conversation_of(*TALK[:2], conversation_id="talk"))
+        old = await mine.read_record("talk")
+        talk = await mine.load("talk")
+        talk.messages.append(asked("since"))
+        await mine.save(talk)
+        with pytest.raises(ConversationConflict):
+            await mine.delete_record("talk", expected_revision=old.revision)
+        assert said_in((await mine.load("talk")).messages) == ["one", "first", "since"]
+
+    @pytest.mark.asyncio
+    async def test_a_conversation_that_is_deleted_while_it_is_saved_is_a_conflict(self, store):
+        """The framework knows one error for whatever came in between."""
+
+        class Deleting(CountedStore):
+            async def append(self, key, after, entry, **options):
+                await self.delete(key)
+                return await super().append(key, after, entry, **options)
+
+        await OwnerConversationStore(ADA.owner, store=store).save(conversation_of(*TALK[:2], conversation_id="talk"))
+        mine = OwnerConversationStore(ADA.owner, store=Deleting(store))
+        talk = await mine.load("talk")
+        talk.messages.append(asked("on"))
+        with pytest.raises(ConversationConflict):
+            await mine.save(talk)
+
+    @pytest.mark.asyncio
+    async def test_it_joins_only_the_turn_that_is_its_own(self, store):
+        """Not one that has ended, nor one of that address in another store."""
+        mine = OwnerConversationStore(ADA.owner, store=store)
+        async with open_conversation(ADA, store=CountedStore(MemoryStore())) as conversation:
+            await mine.save(conversation_of(*TALK[:2], conversation_id="default"))
+            assert not conversation.new_messages
+        assert said_in((await mine.load("default")).messages) == ["one", "first"]
+        async with open_conversation(ADA, store=store) as conversation:
+            await conversation.delete()
+            await mine.save(conversation_of(*TALK[2:], conversation_id="default"))
+        assert said_in((await mine.load("default")).messages) == ["two", "second"]
+
+    @pytest.mark.asyncio
+    @pytest.mark.parametrize("limit", [1, 2, 3, 4])
+    async def test_the_last_of_a_conversation_are_whole(self, store, limit):
+        """An entry may be many messages: as many results as there were calls. None is cut, and as many come as were asked for."""
+        mine = OwnerConversationStore(ADA.owner, store=store)
+        said = [*TALK[:1]]
+        for n in range(3):
+            said.append(native.ModelResponse([native.ToolCallPart("pay", {"sum": i}, f"c{n}.{i}") for i in range(9)]))
+            said.append(native.ModelRequest([native.ToolReturnPart("pay", f"paid {n}.{i}", f"c{n}.{i}") for i in range(9)]))
+        said += TALK[3:]
+        saved, talk = [], NativeConversation(conversation_id="talk")
+        for message in said:
+            talk.messages.append(message)
+            saved += await mine.save(talk)
+        fresh = OwnerConversationStore(ADA.owner, store=store)
+        await fresh.read_record("talk")
+        for end in (len(said), len(said) - 1):
+            found = await fresh.read_history(saved[end - 1].id, limit=limit)
+            assert [entry.message for entry in found] == said[end - limit : end]
 
     def test_in_a_request_it_joins_the_turn(self, store):
         """The conversation of the request is loaded already, and a save is durable when it returns: two trips for each turn."""

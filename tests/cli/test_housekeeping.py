@@ -61,7 +61,7 @@ def age(folder: Path, key: SessionKey, days: float) -> None:
     """Let a conversation have been written so long ago."""
     with closing(sqlite3.connect(folder / "convmem.db")) as link, link:
         written = time.time() - days * 86400
-        link.execute("UPDATE conversation SET updated = ?, created = ? WHERE owner = ?", (written, written, key.path[1]))
+        link.execute("UPDATE conversation SET updated = ?, hour = ? WHERE owner = ?", (written, written // 3600, key.path[1]))
 
 
 def there(folder: Path) -> set[SessionKey]:

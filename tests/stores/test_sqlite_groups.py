@@ -32,8 +32,8 @@ def key(number: int) -> SessionKey:
     return SessionKey.for_user(number)
 
 
-def turn(number: int, after: Head = Head(), body: bytes = b"[]", count: int = 2) -> Entry:  # noqa: B008 - frozen
-    return Entry(f"e{number}.{after.n}", f"t{number}.{after.n}", f"token{number}", after.epoch or f"epoch{number}", body, count, turns=1)
+def turn(number: int, after: Head = Head(), body: bytes = b"[]", turns: int = 1) -> Entry:  # noqa: B008 - frozen
+    return Entry(f"e{number}.{after.n}", f"t{number}.{after.n}", f"token{number}", after.epoch or f"epoch{number}", body, 2, turns=turns)
 
 
 async def first_turn(store: SQLiteStore, number: int) -> Appended:
@@ -156,7 +156,7 @@ async def test_who_fails_in_a_group_fails_alone(path: Path) -> None:
             store,
             lambda: first_turn(store, 1),
             lambda: store.append(key(2), Head(), turn(2, body=b"[" + b" " * 200_000 + b"]")),
-            lambda: store.append(key(3), Head(), turn(3, count=2**64)),
+            lambda: store.append(key(3), Head(), turn(3, turns=2**64)),
             lambda: first_turn(store, 4),
         )
         assert [type(answer) for answer in answers] == [Appended, StoreUnavailable, OverflowError, Appended]
@@ -290,6 +290,34 @@ def test_a_group_may_be_of_several_event_loops(path: Path) -> None:
 
     asyncio.run(main())
     assert {number: answer.outcome for number, answer in answers.items()} == {1: Outcome.STORED, 2: Outcome.STORED}
+
+
+def test_what_a_loop_asked_for_before_the_store_was_closed_is_done(path: Path) -> None:
+    """The jobs of a step are handed over at its end: a close from another loop must not come between."""
+    store = SQLiteStore(path)
+    answers: list[Appended] = []
+    asked, closed = threading.Event(), threading.Event()
+
+    async def ask() -> None:
+        task = asyncio.create_task(first_turn(store, 0))
+        await asyncio.sleep(0)
+        asked.set()
+        assert closed.wait(60)  # this loop stands still meanwhile
+        async with asyncio.timeout(60):
+            answers.append(await task)
+
+    async def close() -> None:
+        assert await asyncio.to_thread(asked.wait, 60)
+        await store.aclose()
+
+    asyncio.run(first_turn(store, 1))  # the thread is there
+    asking = threading.Thread(target=asyncio.run, args=(ask(),))
+    asking.start()
+    asyncio.run(close())
+    closed.set()
+    asking.join()
+    assert [answer.outcome for answer in answers] == [Outcome.STORED]
+    assert asyncio.run(stored(path, range(2))) == {0, 1}
 
 
 @pytest.fixture

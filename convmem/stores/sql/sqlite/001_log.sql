@@ -1,5 +1,6 @@
 -- The log. An address keeps one row in "conversation" through all its lives: its head, its lease and its tombstone.
 -- An entry's id is its conversation's id in the upper bits and its position in the lower 32: one range scan reads a window.
+-- A turn writes its entry, its conversation's row, and one index, at whose end it stands with all that are stored meanwhile.
 
 CREATE TABLE conversation (
     id       INTEGER PRIMARY KEY,
@@ -14,6 +15,7 @@ CREATE TABLE conversation (
     pinned   TEXT NOT NULL DEFAULT '',     -- positions, separated by commas
     created  REAL NOT NULL DEFAULT 0,
     updated  REAL NOT NULL DEFAULT 0,
+    hour     INTEGER NOT NULL DEFAULT 0,   -- of "updated", since 1970: an index of it stays as it is through most turns
     expires  REAL,                         -- seconds since 1970; null: never
     token    TEXT NOT NULL DEFAULT '',     -- the lease
     taken    REAL NOT NULL DEFAULT 0,
@@ -24,26 +26,13 @@ CREATE TABLE conversation (
     UNIQUE (tenant, owner, session)
 );
 
-CREATE INDEX conversation_by_update ON conversation (tenant, owner, updated, session) WHERE epoch <> '';
-CREATE INDEX conversation_absent ON conversation (until) WHERE epoch = '';
-CREATE INDEX conversation_by_expiry ON conversation (expires) WHERE expires IS NOT NULL;
+CREATE INDEX conversation_by_owner ON conversation (tenant, owner, hour) WHERE epoch <> '';
 
 CREATE TABLE entry (
     id       INTEGER PRIMARY KEY,
-    entry    TEXT NOT NULL,
-    turn     TEXT NOT NULL,
-    token    TEXT NOT NULL,
-    kind     TEXT NOT NULL,
-    closing  INTEGER NOT NULL,
+    turn     NOT NULL,                     -- text; a UUID as 16 bytes
     visible  INTEGER NOT NULL,             -- 0: superseded, hidden, or not a turn's
-    count    INTEGER NOT NULL,
-    turns    INTEGER NOT NULL,
-    start    INTEGER NOT NULL,
-    pinned   TEXT NOT NULL,
-    hides    TEXT NOT NULL,
-    format   INTEGER NOT NULL,
-    key_id   TEXT NOT NULL,
-    stored   REAL NOT NULL,
+    facts    TEXT NOT NULL,                -- JSON: [count, id, token, kind, turns, start, stored]; four more where there is need
     body     BLOB NOT NULL
 );
 
