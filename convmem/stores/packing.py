@@ -104,10 +104,12 @@ def pack_facts(entry: Entry, *, in_place: bool = False) -> bytes:
     if entry.pinned or entry.hides or entry.key_id or entry.format != ENTRY_FORMAT or (in_place and not is_plain):
         rare = (entry.pinned, entry.hides, entry.format, entry.key_id)
     flags = _KINDS.index(entry.kind) | (_CLOSING if entry.closing else 0) | (_MORE if rare else 0)
-    if in_place and not is_plain:
+    if is_plain:
+        turn, token, identifier = turn[1:], token[1:], identifier[1:]
+    elif in_place:
         rare += (entry.turn, entry.token, entry.id)
-    if in_place or is_plain:
         turn, token, identifier = _bits(turn, _HEX), _bits(token, _BASE64), _bits(identifier, _HEX)
+    if is_plain or in_place:
         flags |= _PLAIN
         if entry.id == entry.turn:
             flags, identifier = flags | _ALONE, b""
