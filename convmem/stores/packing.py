@@ -94,7 +94,8 @@ def pack_facts(entry: Entry, *, in_place: bool = False) -> bytes:
     Args:
         entry: The entry.
         in_place: Whether turn, token and id have to be at their places, 16 bytes each, for somebody who compares them there. Those that
-            are no ids and tokens of this package have what `bits_of` returns there, and are among the rarer fields.
+            are no ids and tokens of this package have what `bits_of` returns there, and are among the rarer fields. An id that is the
+            turn's is at the turn's place (flag 32).
     """
     turn, token = pack_name(entry.turn), pack_name(entry.token)
     identifier = turn if entry.id == entry.turn else pack_name(entry.id)
@@ -104,14 +105,14 @@ def pack_facts(entry: Entry, *, in_place: bool = False) -> bytes:
         rare = (entry.pinned, entry.hides, entry.format, entry.key_id)
     flags = _KINDS.index(entry.kind) | (_CLOSING if entry.closing else 0) | (_MORE if rare else 0)
     if is_plain:
-        flags |= _PLAIN
         turn, token, identifier = turn[1:], token[1:], identifier[1:]
-        if entry.id == entry.turn and not in_place:
-            flags, identifier = flags | _ALONE, b""
     elif in_place:
-        flags |= _PLAIN
         rare += (entry.turn, entry.token, entry.id)
         turn, token, identifier = _bits(turn, _HEX), _bits(token, _BASE64), _bits(identifier, _HEX)
+    if is_plain or in_place:
+        flags |= _PLAIN
+        if entry.id == entry.turn:
+            flags, identifier = flags | _ALONE, b""
     numbers = pack_number(entry.count) + pack_number(entry.turns) + pack_number(entry.start)
     document = json.dumps(rare, separators=(",", ":")).encode() if rare else b""
     return b"".join((bytes((flags,)), turn, token, identifier, numbers, pack_number(len(document)) + document if rare else b""))

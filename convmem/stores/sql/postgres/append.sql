@@ -6,7 +6,7 @@
 -- $18 the 16 bytes for the id of that head  $19 hides
 --
 -- The facts that come here are those of an entry without when it was stored: flags, of which the lowest two are 0 for a turn, then
--- 16 bytes each for turn, token and id.
+-- 16 bytes each for turn, token and id, the id only where it is not the turn's (flag 32).
 --
 -- Everything is decided on what this statement sees. Each write is made from the row the write before it returned: the lease
 -- row first, which every writer locks and which says who may write now; then the conversation, if it is still as seen; then
@@ -21,9 +21,9 @@ WITH seen AS (
     LEFT JOIN convmem.convmem_lease AS l ON l.conversation = $1::uuid AND l.until > now()
 ), place AS (
     SELECT
-        (SELECT substr(facts, 41, 16) FROM convmem.convmem_entry
+        (SELECT substr(facts, CASE get_byte(facts, 7) & 32 WHEN 0 THEN 41 ELSE 9 END, 16) FROM convmem.convmem_entry
          WHERE conversation = $1::uuid AND n IN ($3::integer, -$3::integer)) AS there,
-        (SELECT substr(facts, 41, 16) FROM convmem.convmem_entry
+        (SELECT substr(facts, CASE get_byte(facts, 7) & 32 WHEN 0 THEN 41 ELSE 9 END, 16) FROM convmem.convmem_entry
          WHERE conversation = $1::uuid AND n IN ($3::integer + 1, -1 - $3::integer)) AS next
 ), earlier AS (
     SELECT n, substr(facts, 25, 16) = substr($10::bytea, 18, 16) AS ours FROM convmem.convmem_entry
@@ -33,7 +33,7 @@ WITH seen AS (
         WHEN $2::bytea <> '' AND seen.ended ? encode($2::bytea, 'hex') THEN 'gone'
         WHEN $2::bytea = '' AND seen.mark NOT IN ('', $4::bytea) THEN 'gone'
         WHEN $2::bytea NOT IN ('', seen.epoch) THEN 'gap'
-        WHEN place.next = substr($10::bytea, 34, 16) THEN 'duplicate'
+        WHEN place.next = substr($10::bytea, CASE get_byte($10::bytea, 0) & 32 WHEN 0 THEN 34 ELSE 2 END, 16) THEN 'duplicate'
         WHEN seen.n < $3::integer AND seen.epoch = $2::bytea THEN 'gap'
         WHEN $3::integer > 0 AND place.there IS NULL AND $3::integer >= seen.start THEN 'gap'
         WHEN $3::integer > 0 AND place.there <> $18::bytea THEN 'gap'

@@ -69,9 +69,9 @@ seen AS (
     FROM (
         SELECT e.n, seen.messages, seen.looked_at, sum(e.count) OVER (ORDER BY e.n DESC ROWS UNBOUNDED PRECEDING) AS total
         FROM seen, LATERAL (
-            SELECT n, CASE WHEN get_byte(facts, 56) < 128 THEN get_byte(facts, 56) -- a number in seven bits a byte; of three, the lowest two
-                ELSE get_byte(facts, 56) - 128 + (get_byte(facts, 57) & 127) * 128 END AS count
-            FROM convmem.convmem_entry
+            SELECT n, CASE WHEN get_byte(facts, at) < 128 THEN get_byte(facts, at) -- a number in seven bits a byte; of three, the lowest two
+                ELSE get_byte(facts, at) - 128 + (get_byte(facts, at + 1) & 127) * 128 END AS count
+            FROM convmem.convmem_entry, LATERAL (SELECT CASE get_byte(facts, 7) & 32 WHEN 0 THEN 56 ELSE 40 END AS at) AS place
             WHERE conversation = seen.id AND n > seen.start AND n < coalesce(seen.before, seen.n + 1)
             ORDER BY n DESC LIMIT seen.looked_at
         ) AS e

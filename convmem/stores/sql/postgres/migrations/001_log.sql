@@ -36,8 +36,8 @@ CREATE INDEX convmem_conversation_of_owner ON convmem.convmem_conversation (tena
 CREATE INDEX convmem_conversation_absent ON convmem.convmem_conversation (deleted) WHERE epoch = '';
 
 -- One row for each entry of the present life. What no statement compares is packed, as it is in Redis: "facts" and "body" behind one
--- another are one packed entry, and begin with when it was stored (7 bytes), flags (1), and 16 bytes each of turn, token and id, of
--- which statements compare those 16 bytes.
+-- another are one packed entry (packing.py), and begin with when it was stored (7 bytes), flags (1), and 16 bytes each of turn, token
+-- and id, which statements compare there; the id is left out where it is the turn's (flag 32).
 --
 -- Out of sight (superseded, hidden, or not a turn's) n is the position below zero: a load steps over all of that along the primary key.
 CREATE TABLE convmem.convmem_entry (
