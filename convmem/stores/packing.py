@@ -206,7 +206,7 @@ class Window(Unread):
             unpacked = [unpack_entry(data, n, head.epoch) for n, data in enumerate(newest, first)]
             return (*reversed(list(unpack_apart(older, head.epoch))), *unpacked)
 
-        super().__init__(len(newest) + sum(isinstance(item, bytes) for item in older), unpack)
+        super().__init__(len(newest) + (sum(isinstance(item, bytes) for item in older) if older else 0), unpack)
 
 
 def id_of(data: bytes) -> str:

@@ -137,7 +137,7 @@ class TestCost:
                 counts.append(counted.total)
                 assert len(again.entries) == turns
                 assert [stored.n for stored in log.entries] == list(range(WINDOW - turns + 1, WINDOW + 1))
-            assert counts[0] == counts[1] <= 28
+            assert counts[0] == counts[1] <= 29
 
     async def test_a_turn_calls_no_more_functions_than_it_did(self, server: valkey.Valkey) -> None:
         """With many sessions at once the client's Python is the limit: it is the same on every machine, and in every release."""
@@ -148,7 +148,7 @@ class TestCost:
             with calls() as counted:
                 log = await store.load(writer.key, turns=WINDOW, lease=lease)
                 await store.append(writer.key, log.head, entry, release=True)
-            assert counted.total <= 58, counted.of
+            assert counted.total <= 59, counted.of
             assert counted.of["stores/redis_wire.py:data_received"] == 2
             assert [stored.entry for stored in (await store.load(writer.key)).entries][-1:] == [entry]
 
