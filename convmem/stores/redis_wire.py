@@ -118,7 +118,7 @@ class _Call:
         replies.append(reply)
         if len(replies) < len(self.commands):
             return False
-        if self.acks is None or isinstance(reply, ResponseError):
+        if self.acks is None or isinstance(reply, RedisError):
             self.settle()
         return True
 
@@ -126,7 +126,7 @@ class _Call:
         if self.future.done():
             return None
         for reply in self.replies:
-            if isinstance(reply, ResponseError):
+            if isinstance(reply, RedisError):  # not all that a server may say is a ResponseError of the driver's
                 return self.future.set_exception(reply)
         self.future.set_result(self.replies)
         return None
@@ -230,7 +230,7 @@ class _Link(asyncio.Protocol):
         while self.flying:
             self.flying.popleft().fail(error)
 
-    def _error(self, text: str) -> ResponseError:
+    def _error(self, text: str) -> RedisError:
         code, _, rest = text.partition(" ")
         kind = _ERRORS.get(code)
         if kind is ReadOnlyError:  # a primary that was demoted: the next connection may lead to the new one
@@ -264,7 +264,7 @@ class Lane:
 
         Raises:
             Lost: No reply; the connection failed, or the patience was over.
-            ResponseError: The server answered one of them with an error, the first such.
+            RedisError: The server answered one of them with an error, the first such.
         """
         queue, link, loop = self._queue, self._link, self._loop
         future: asyncio.Future[list[Any]] = loop.create_future()
@@ -484,7 +484,7 @@ class SingleWire(Wire):
         while True:
             try:
                 return await self._lane(None, durable=acks is not None).call(commands, acks)
-            except (Lost, ReadOnlyError) as error:
+            except (Lost, ReadOnlyError, BusyLoadingError) as error:
                 tries = tries or _Tries(began + self._patience.connect, again=again)
                 await tries.again(error)
 
@@ -530,7 +530,7 @@ class ClusterWire(Wire):
         while True:
             try:
                 return await self._at(slot, commands, acks)
-            except (Lost, TryAgainError, ClusterDownError, ReadOnlyError, AskError) as error:  # a MOVED is an AskError too
+            except (Lost, TryAgainError, ClusterDownError, ReadOnlyError, BusyLoadingError, AskError) as error:  # a MOVED is an AskError
                 await tries.again(error)
                 self._ranges = ()
 
@@ -569,7 +569,7 @@ class ClusterWire(Wire):
             except Lost as lost:
                 error = Lost(str(lost), sent=False)
                 continue
-            except ResponseError as refused:
+            except RedisError as refused:
                 error = refused
                 continue
             self._moved.clear()

@@ -549,6 +549,30 @@ async def missing(store: Store, acknowledged: list[tuple[SessionKey, str]]) -> l
 class TestOutages:
     """A server that is down or slow is an error in bounded time, and the event loop goes on meanwhile."""
 
+    @pytest.mark.parametrize("durability", ["none", "replicas"])
+    async def test_a_server_that_is_still_reading_its_file_is_waited_for(self, tmp_path: Path, durability: str) -> None:
+        """It takes connections and answers no question yet; whoever has less patience is told, and that nothing was done."""
+        with valkey.Valkey(tmp_path / "server", "--save", "3600 1", "--appendonly", "no") as server:
+            async with at(server.port, unsafe="allow") as store:
+                writers = [Writer(store) for _ in range(80)]
+                for writer in writers:
+                    await writer.append()
+            server.ask("SAVE")
+            server.kill()
+            server.options += ["--key-load-delay", "8000", "--loading-process-events-interval-bytes", "1024"]
+            server.start()
+            async with (
+                at(server.port, unsafe="allow", durability=durability) as store,
+                at(server.port, unsafe="allow", durability=durability, connect_timeout="300ms") as hasty,
+            ):
+                assert server.ask("PING").startswith("-LOADING")
+                for call in (hasty.load(writers[0].key), hasty.append(writers[0].key, writers[0].head, writers[0].entry())):
+                    with pytest.raises(StoreUnavailable, match="loading") as caught:
+                        await call
+                    assert not caught.value.unknown
+                assert server.ask("PING").startswith("-LOADING")
+                assert (await store.load(writers[0].key)).head == writers[0].head
+
     async def test_a_server_that_hangs_blocks_neither_the_loop_nor_for_ever(self, server: valkey.Valkey) -> None:
         """What was on its way is unknown; its repeat, once the server is back, is stored once."""
         async with at(server.port, timeout="1s", connect_timeout="1s") as store:
