@@ -212,18 +212,21 @@ async def test_writes_come_in_the_order_of_their_tasks(opened, store):
 
 @pytest.mark.asyncio
 async def test_every_message_is_stored_once(store):
-    """Not in each checkpoint, not in what tasks wrote, and not in the state that an agent sends to its tools."""
+    """Not in each checkpoint, not in what tasks wrote, and not in the state that an agent sends to its tools.
+
+    The numbers are long, so that no id and no time has them in it by chance.
+    """
     image = {"type": "image", "base64": "cGljdHVyZQ==", "mime_type": "image/png"}
-    calls = calling(("c1", {"a": 1111, "b": 2222}), ("c2", {"a": 3333, "b": 4444}))
+    calls = calling(("c1", {"a": 111111111111, "b": 222222222222}), ("c2", {"a": 333333333333, "b": 444444444444}))
     agent, _ = agent_of(calls, AIMessage("the-answer"), AIMessage("the-end"))
     for question in (HumanMessage([{"type": "text", "text": "the-question"}, image]), HumanMessage("the-next")):
         async with open_conversation(ADA, store=store):
             await agent.ainvoke({"messages": [question]}, THREAD)
     stored = everything_in(store)
-    for word in (b"the-question", b"the-next", b"the-answer", b"the-end", b"cGljdHVyZQ==", b"2222", b"4444"):
+    for word in (b"the-question", b"the-next", b"the-answer", b"the-end", b"cGljdHVyZQ==", b"222222222222", b"444444444444"):
         assert stored.count(word) == 1, word
-    for result in (b"3333", b"7777"):
-        assert stored.count(result) == 1 + (result == b"3333"), result  # one of them is an argument too
+    for result in (b"333333333333", b"777777777777"):
+        assert stored.count(result) == 1 + (result == b"333333333333"), result  # one of them is an argument too
 
 
 def everything_in(store):
