@@ -73,6 +73,20 @@ async def attempt(store: Store, key: SessionKey, *, finish: bool) -> None:
             raise RuntimeError
 
 
+class Full(CountedStore):
+    """A store with room for the first two entries of a fork."""
+
+    when_it_is_full: Callable[[], Awaitable[object]] | None = None
+
+    async def append(self, key, after, entry, **options):
+        if key.session_id == "fork" and after.n == 2:
+            happens, self.when_it_is_full = self.when_it_is_full, None
+            if happens is not None:
+                await happens()
+            raise StoreUnavailable("counted", "append", "the disk is full")
+        return await super().append(key, after, entry, **options)
+
+
 class Turning(FaultyStore):
     """A store in which something happens when a reader that went to the beginning of a conversation comes back towards its end."""
 
@@ -277,13 +291,6 @@ class TestInTrouble:
 
     async def test_a_copy_that_fails_is_taken_away(self) -> None:
         """Half a conversation in the list of conversations would look like a whole one."""
-
-        class Full(CountedStore):
-            async def append(self, key, after, entry, **options):
-                if key.session_id == "fork" and after.n == 2:
-                    raise StoreUnavailable("counted", "append", "the disk is full")
-                return await super().append(key, after, entry, **options)
-
         store, key = Full(MemoryStore()), fresh_key()
         for number in range(4):
             await say(store, key, f"number {number}")
@@ -293,21 +300,14 @@ class TestInTrouble:
 
     async def test_a_copy_that_somebody_has_gone_on_with_is_left(self) -> None:
         """Half a copy is ours to take away, and a turn of its owner's is not."""
-
-        class Full(CountedStore):
-            async def append(self, key, after, entry, **options):
-                if key.session_id == "fork" and after.n == 2:
-                    if (await self.store.load(key)).head.n == 2:
-                        await say(self.store, key, "mine")
-                    raise StoreUnavailable("counted", "append", "the disk is full")
-                return await super().append(key, after, entry, **options)
-
-        store, key = Full(MemoryStore()), fresh_key()
+        inner, key = MemoryStore(), fresh_key()
+        store, copy = Full(inner), SessionKey(key.owner, "fork")
         for number in range(4):
             await say(store, key, f"number {number}")
+        store.when_it_is_full = lambda: say(inner, copy, "mine")
         with pytest.raises(StoreUnavailable):
             await fork(key, session_id="fork", store=store)
-        assert await texts(store.store, SessionKey(key.owner, "fork")) == ["number 0", "number 1", "mine"]
+        assert await texts(inner, copy) == ["number 0", "number 1", "mine"]
 
     async def test_a_repetition_that_fails_takes_nothing_away(self) -> None:
         """The first try's copy is whole, and may be in use."""
