@@ -290,6 +290,7 @@ class Thread:
         before = self._saved.get((ns, parent or ""))
         whole = before is None or not before.present
         stored = {name: values[name] for name in (values if whole else new_versions) if name in values}
+        folded: dict[str, Any] = {}
         hidden: list[str] = []
         new: list[Message] = []
         asks = False
@@ -302,10 +303,11 @@ class Thread:
             hidden = [id_ for id_ in given if id_ not in kept]
             asks = any(message.role == "user" and message.id in kept - earlier for message in (*self._present, *new))
             if self._channel in stored:
-                stored[self._channel] = {_MARK: "list", "of": self._ranges(ids)}
+                del stored[self._channel]
+                folded[self._channel] = {_MARK: "list", "of": self._ranges(ids)}
             if START in stored and isinstance(stored[START], dict) and self._channel in stored[START]:
                 self._said_now(stored[START][self._channel], new)
-        folded = {name: value if _is_folded_list(value) else self._folded(value) for name, value in stored.items()}
+        folded |= {name: self._folded(value) for name, value in stored.items()}
         without_values = {name: value for name, value in checkpoint.items() if name != "channel_values"}
         state = {"checkpoint": without_values, "metadata": get_checkpoint_metadata(config, metadata), "values": folded}
         note = Note(

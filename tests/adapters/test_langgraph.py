@@ -3,7 +3,7 @@
 import asyncio
 import operator
 from contextlib import aclosing, nullcontext
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 from fastapi import Depends, FastAPI
@@ -366,6 +366,8 @@ async def test_a_graph_goes_on_with_what_others_began(store):
         conversation.append(Message.user("my name is Ada"), Message.assistant("hello"))
     async with open_conversation(ADA, store=store):
         answer = await echo().ainvoke(ask("who am I?"), current_thread())
+        first = [state async for state in echo().aget_state_history(current_thread())][-1]
+        assert first.parent_config is None, "what stands nowhere cannot be gone back to"
     assert texts(answer["messages"]) == ["my name is Ada", "hello", "who am I?", "my name is Ada | who am I?"]
     assert len(await said(store)) == 4
 
@@ -697,6 +699,21 @@ async def test_the_graph_may_keep_its_messages_elsewhere(store):
     assert texts(state["talk"]) == ["question 0", "1", "question 1", "3", "question 2", "5"]
     assert texts(state["messages"]) == ["aside"] * 3
     assert texts(await said(store)) == texts(state["talk"])
+
+
+@pytest.mark.asyncio
+async def test_a_value_that_looks_like_ours_comes_back(store):
+    """What a list of messages is folded into is a dict like any other."""
+
+    class Noted(MessagesState):
+        note: dict[str, Any]
+
+    note = {"convmem:messages": "list", "of": [{"from": "a", "to": "b", "n": 1}], "more": {"convmem:messages": "one"}}
+    graph = compiled(StateGraph(Noted).add_node("answer", lambda state: {"messages": AIMessage("noted")}).add_edge(START, "answer"))
+    async with open_conversation(ADA, store=store):
+        await graph.ainvoke(ask("keep this", note=note), THREAD)
+    async with open_conversation(ADA, store=store):
+        assert (await graph.aget_state(THREAD)).values["note"] == note
 
 
 @pytest.mark.asyncio
