@@ -48,6 +48,7 @@ _ROUTES = {
 }
 _FINE = {200, 409, 410}
 """Two questions at once may find the conversation taken, and one that was deleted meanwhile is gone: both are answers."""
+_SELDOM = 10_000
 _SAMPLES = 120
 _QUIET = 3.0
 _MEGABYTE = 1e6
@@ -134,6 +135,13 @@ class Traffic:
         if status not in _FINE and len(self.wrong) < 10:  # noqa: PLR2004 - more would say no more
             self.wrong.append(f"{action}: {status} {answer[:200]!r}")
 
+    def cut(self, action: str) -> None:
+        """Take an answer that broke off; one in a while may, and more are wrong."""
+        self.requests += 1
+        self.done[f"{action} cut"] += 1
+        if self.done[f"{action} cut"] > 1 + self.done[f"{action} 200"] // _SELDOM and len(self.wrong) < 10:  # noqa: PLR2004 - as above
+            self.wrong.append(f"{action}: the answer broke off")
+
 
 class Mixed(Served):
     """The app of a worker."""
@@ -185,7 +193,12 @@ class Client:
             self._open.pop(port)[1].close()
             self._traffic.note(action, 200, b"", 0.0)
             return
-        status, answer = await answer_of(reader)
+        try:
+            status, answer = await answer_of(reader)
+        except asyncio.IncompleteReadError:  # a turn that cannot be stored has no end: perhaps somebody has deleted its conversation
+            self._open.pop(port)[1].close()
+            self._traffic.cut(action)
+            return
         self._traffic.note(action, status, answer, time.monotonic() - began)
 
     async def _alone(self, port: int, cookie: str) -> None:
