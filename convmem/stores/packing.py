@@ -12,6 +12,7 @@ from binascii import Error as Base64Error, a2b_base64, b2a_base64
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from operator import itemgetter
 from struct import Struct
 from typing import Any
 
@@ -23,6 +24,8 @@ _HEX, _BASE64, _LONG = 255, 254, 253
 _TAGS = (_HEX, _BASE64, _HEX)
 _STORED = 7
 _PLAIN_ENTRY = Struct(">8x16s16sBBB")
+turn_of, token_of = itemgetter(slice(8, 24)), itemgetter(slice(24, 40))
+"""Of an entry that was packed in place: the 16 bytes for its turn (`bits_of`), and for its token."""
 _BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 _URL_SAFE, _STANDARD = bytes.maketrans(b"+/", b"-_"), bytes.maketrans(b"-_+/", b"+/!!")
 
@@ -216,6 +219,11 @@ def id_of(data: bytes) -> str:
     _, at = unpack_name(data, _STORED + 1)
     _, at = unpack_name(data, at)
     return unpack_name(data, at)[0]
+
+
+def count_of(data: bytes) -> int:
+    """Return how many messages are in an entry that was packed in place."""
+    return unpack_number(data, 40 if data[_STORED] & _ALONE else 56)[0]
 
 
 def moment(microseconds: int) -> datetime:
