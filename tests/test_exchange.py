@@ -1110,8 +1110,9 @@ class TestTwoAtOnce:
         client = memory_world.serve(app_of(handler), settings=quick(lease="0.9s"))
         before |= asyncio.all_tasks()
         assert (await client.post()).status == 200
-        assert "renew" in memory_world.store.calls
-        assert max(seen) == 0
+        renewals = memory_world.store.calls.count("renew")
+        assert renewals
+        assert sum(seen) <= renewals, seen  # a look may meet a renewal at work
 
     async def test_an_event_loop_blocked_longer_than_the_lease_loses_nothing_if_nobody_took_it(self, world):
         """A handler that computes for long renews nothing meanwhile; the lease runs out, and the turn is stored all the same."""

@@ -26,6 +26,7 @@ from tests.faults.history import Kind, Operation, Outcome, Recorder, read_histor
 from tests.faults.plants import PLANTS
 from tests.faults.waiting import until
 from tests.faults.workload import Seen, elements_of, key_of
+from tests.servers.processes import PATIENCE
 
 CERTAIN = {"conversation_busy", "conversation_conflict", "conversation_fenced", "conversation_gone", "history_lost"}
 """Problems after which the turn is not stored, for certain."""
@@ -85,12 +86,10 @@ class Pod:
             client.revisions[conversation] = answer.header("conversation-revision") or ""
         return answer
 
-    async def alive(self) -> float:
-        """Ask the liveness route; return how long it took."""
-        began = time.monotonic()
+    async def alive(self) -> None:
+        """Ask the liveness route."""
         answer = await Client(self.app).get("/alive", user=None)
         assert (answer.status, answer.text) == (200, "alive")
-        return time.monotonic() - began
 
     async def aclose(self) -> None:
         """Close its store."""
@@ -154,13 +153,15 @@ class Taken:
 
     Attributes:
         sent: When, in seconds of the monotonic clock.
-        seconds: How long it took.
+        answered: When it had its answer.
+        seconds: How long that took, by the clock of its `Clients`.
     """
 
     turn: str
     conversation: str
     stream: bool
     sent: float
+    answered: float
     seconds: float
     answer: Answer
 
@@ -175,11 +176,13 @@ class PodClient:
     """One client: takes one turn after the other, and remembers the newest revision of each conversation, as a page does.
 
     Attributes:
+        clock: By which turns are timed.
         taken: Every turn that was answered.
-        waits_since: When the turn that is under way was sent; None when there is none.
+        waits_since: When the turn that is under way was sent, by that clock; None when there is none.
     """
 
     recorder: Recorder
+    clock: Callable[[], float] = time.monotonic
     revisions: dict[str, str] = field(default_factory=dict)
     taken: list[Taken] = field(default_factory=list)
     turns: int = 0
@@ -188,11 +191,12 @@ class PodClient:
     async def take(self, pod: Pod, conversation: str, *, stream: bool = False) -> Answer:
         """Take one turn at a pod."""
         self.turns += 1
-        began = self.waits_since = time.monotonic()
+        sent, began = time.monotonic(), self.clock()
+        self.waits_since = began
         turn = f"{self.recorder.process}-{self.turns}"
         answer = await pod.take(self, conversation, turn, stream=stream)
         self.waits_since = None
-        self.taken.append(Taken(turn, conversation, stream, began, time.monotonic() - began, answer))
+        self.taken.append(Taken(turn, conversation, stream, sent, time.monotonic(), self.clock() - began, answer))
         return answer
 
 
@@ -200,7 +204,7 @@ class Clients:
     """Several clients that take turns at several pods until they are stopped; a context that ends them.
 
     Each stays with its pod but for every fifth turn, which goes to the next one, as behind a balancer. Half the turns are streams.
-    With `roam` each changes its conversation every three turns; else each keeps to one.
+    With `roam` each changes its conversation every three turns; else each keeps to one. Turns are timed by `clock`.
     """
 
     def __init__(
@@ -212,12 +216,13 @@ class Clients:
         conversations: Iterable[str] = ("c0", "c1"),
         pause: float = 0.01,
         roam: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare them."""
         folder.mkdir(parents=True, exist_ok=True)
         self.pods, self.folder, self.conversations = pods, folder, list(conversations)
-        self.pause, self.roam = pause, roam
-        self.clients = [PodClient(Recorder(folder, f"p{number}")) for number in range(count)]
+        self.pause, self.roam, self.clock = pause, roam, clock
+        self.clients = [PodClient(Recorder(folder, f"p{number}"), clock) for number in range(count)]
         self._stopped = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -244,20 +249,20 @@ class Clients:
 
     def codes(self, since: float = 0.0) -> set[str]:
         """Return the problems clients were told from a moment on; empty for a success."""
-        return {taken.answer.code for taken in self.taken if taken.sent + taken.seconds >= since}
+        return {taken.answer.code for taken in self.taken if taken.answered >= since}
 
     def longest(self) -> float:
         """Return how long the longest turn has taken, those that are still under way included."""
-        now = time.monotonic()
+        now = self.clock()
         waiting = [now - client.waits_since for client in self.clients if client.waits_since is not None]
         return max([*waiting, *(taken.seconds for taken in self.taken)], default=0.0)
 
-    async def until(self, successes: int, *, seconds: float = 20.0) -> None:
+    async def until(self, successes: int, *, seconds: float = PATIENCE) -> None:
         """Wait for so many more turns to succeed."""
         wanted = self._successes() + successes
         await until(lambda: self._successes() >= wanted or any(task.done() for task in self._tasks), seconds=seconds)
 
-    async def until_each_is_served(self, *, seconds: float = 20.0) -> None:
+    async def until_each_is_served(self, *, seconds: float = PATIENCE) -> None:
         """Wait until every client has had a turn stored that was sent from now on."""
         now = time.monotonic()
 
@@ -338,15 +343,15 @@ async def stored(store: Store, conversation: str) -> Seen:
 
 
 @asynccontextmanager
-async def ticking(every: float = 0.005) -> AsyncIterator[list[float]]:
-    """Measure the gaps of a task that sleeps for `every`: how long the event loop did not come round."""
+async def ticking(clock: Callable[[], float], every: float = 0.005) -> AsyncIterator[list[float]]:
+    """Measure the gaps of a task that sleeps for `every`: how long the event loop did not come round, by a clock."""
     gaps: list[float] = []
 
     async def tick() -> None:
         while True:
-            began = time.monotonic()
+            began = clock()
             await asyncio.sleep(every)
-            gaps.append(time.monotonic() - began - every)
+            gaps.append(clock() - began - every)
 
     task = asyncio.create_task(tick())
     try:

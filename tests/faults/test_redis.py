@@ -233,9 +233,9 @@ async def fail_over(
             await die()
             await come_back()
             since = time.monotonic()
-            await clients.until_each_is_served(seconds=30)
+            await clients.until_each_is_served()
             recovered = time.monotonic() - since
-            await clients.until(8, seconds=30)
+            await clients.until(8)
             anomalies = await clients.judge(url)
     finally:
         for pod in pods:
@@ -262,9 +262,10 @@ async def cluster_failover(folder: Path, durability: str) -> Failover:
         async def die() -> None:
             primary.kill()
             replica.resume()
+            await asyncio.to_thread(cluster.fail_over_soon)
 
         async def come_back() -> None:
-            await until(lambda: replica.info("role") == "master", seconds=15)
+            await until(lambda: replica.info("role") == "master")
             await asyncio.to_thread(primary.start)
 
         url = f"{cluster.url}{QUICK}{CONFIRMED_BY[durability]}"
@@ -304,9 +305,10 @@ async def sentinel_failover(folder: Path, durability: str) -> Failover:
         async def die() -> None:
             assert replica.info("master_link_status") == "down"
             primary.kill()
+            await asyncio.to_thread(sentinels.fail_over_soon)
 
         async def come_back() -> None:
-            await asyncio.to_thread(valkey.until, lambda: replica.info("role") == "master", 25)  # it hangs up on clients meanwhile
+            await asyncio.to_thread(valkey.until, lambda: replica.info("role") == "master")  # it hangs up on clients meanwhile
             # Sentinels let a primary that comes back be one for eight seconds; who deploys it asks them first.
             primary.options += ["--replicaof", f"{HOST} {replica.port}"]
             await asyncio.to_thread(primary.start)

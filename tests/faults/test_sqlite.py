@@ -16,18 +16,19 @@ from tests.faults.checker import names
 from tests.faults.outages import Report, outage
 from tests.faults.pods import Clients, Pod
 from tests.faults.workers import Workers, told
+from tests.servers.processes import PATIENCE
 
 # Another process holds the lock
 
 
 LONGEST = 4.5
-"""Seconds: an append is tried four times, each time waits 0.3 s for the file, and 0.75 s lie between; a busy machine has the rest."""
+"""Awake seconds: an append is tried four times, each time waits 0.3 s for the file, and 0.75 s lie between; a busy machine has the rest."""
 
 
 async def locked(tmp_path: Path, plant: str = "", *, seconds: float = 5.0) -> Report:
     """Hold the file's write lock for a while, as a stuck process does."""
     path = tmp_path / "convmem.db"
-    other = sqlite3.connect(path, isolation_level=None, timeout=5)
+    other = sqlite3.connect(path, isolation_level=None, timeout=PATIENCE)
 
     async def begin() -> None:
         other.execute("BEGIN IMMEDIATE")

@@ -30,7 +30,7 @@ from convmem.stores.redis_wire import Acks, Patience, SingleWire
 from convmem.testing import Writer
 from convmem.testing.writer import LONG, PAST_SHORT, SHORT, fresh_key
 from tests.faults.proxy import Proxy
-from tests.servers.processes import HOST, free_port
+from tests.servers.processes import HOST, PATIENCE, free_port
 from tests.wheels import valkey
 from tests.wheels.certificate import certificate
 
@@ -846,7 +846,7 @@ class TestIndex:
 
     async def test_a_conversation_is_in_no_list_before_it_is_stored_and_never_missing_after(self, tmp_path: Path) -> None:
         """A crash between the two writes: listed and not stored is hidden, stored and not listed cannot be."""
-        with valkey.Cluster(tmp_path, 3, "--cluster-node-timeout", "30000") as cluster:
+        with valkey.Cluster(tmp_path) as cluster:
             async with open_store(f"{cluster.url}?timeout=1.5s&connect_timeout=1.5s") as store:
                 await store.check()
                 client = RedisCluster(host=HOST, port=cluster.primaries[0].port)
@@ -1101,13 +1101,14 @@ async def test_nodes_that_do_not_agree_yet_who_has_a_slot_are_asked_again(tmp_pa
 async def test_a_cluster_and_its_app_go_on_after_a_failover(tmp_path: Path) -> None:
     """The node of a conversation dies for good; its replica takes over, and with a replica confirmed nothing is lost."""
     with valkey.Cluster(tmp_path) as cluster:
-        async with open_store(f"{cluster.url}?durability=replicas&connect_timeout=10s") as store:
+        async with open_store(f"{cluster.url}?durability=replicas&connect_timeout=90s") as store:
             writer = await grown(store, 3)
             client = RedisCluster(host=HOST, port=cluster.primaries[0].port)
             await client.initialize()
             port = port_of(client, f"convmem:c:{{{'/'.join(writer.key.path)}}}")
             await client.aclose()
             next(node for node in cluster.primaries if node.port == port).kill()
+            cluster.fail_over_soon()
             log = await store.load(writer.key)
             assert log.head == writer.head
 
@@ -1123,7 +1124,8 @@ async def test_a_worker_that_starts_while_a_node_is_down_serves_and_finds_the_ne
                 await store.check()
             loads = await asyncio.gather(*(store.load(writer.key) for writer in writers), return_exceptions=True)
             assert any(not isinstance(log, BaseException) for log in loads)
-            async with asyncio.timeout(20):
+            cluster.fail_over_soon()
+            async with asyncio.timeout(PATIENCE):
                 while any(isinstance(log, StoreUnavailable) for log in loads):
                     await asyncio.sleep(0.1)
                     loads = await asyncio.gather(*(store.load(writer.key) for writer in writers), return_exceptions=True)
@@ -1141,9 +1143,10 @@ async def test_a_cluster_named_as_one_server_is_a_sentence(valkey_cluster: valke
 async def test_sentinels_name_the_new_primary(tmp_path: Path) -> None:
     """The primary dies for good; the same object finds its successor."""
     with valkey.Sentinels(tmp_path) as sentinels:
-        async with open_store(f"{sentinels.url}?durability=replicas&connect_timeout=12s") as store:
+        async with open_store(f"{sentinels.url}?durability=replicas&connect_timeout=90s") as store:
             writer = await grown(store, 3)
             sentinels.data.primary.kill()
+            sentinels.fail_over_soon()
             assert (await store.load(writer.key)).head == writer.head
 
 
