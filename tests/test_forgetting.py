@@ -38,7 +38,7 @@ from convmem import (
 )
 from convmem.messages import decode_messages
 from convmem.testing import FaultyStore
-from tests.asgi_client import Client, user_header
+from tests.asgi_client import AT_ONCE, Client, user_header
 from tests.servers.processes import clean_environment
 
 ROWS = {
@@ -102,7 +102,7 @@ def started(app) -> dict:
     async def send(message) -> None:
         told.append(message)
 
-    asyncio.run(asyncio.wait_for(app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send), 10))
+    asyncio.run(asyncio.wait_for(app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send), AT_ONCE))
     return told[0]
 
 
@@ -336,7 +336,7 @@ def test_an_answer_is_written_after_the_stream_or_never_and_ours_as_far_as_it_wa
 
     async def visit(app) -> list[bytes]:
         leave.clear()
-        return (await asyncio.wait_for(Client(app).post(leave=leave), 10)).chunks
+        return (await asyncio.wait_for(Client(app).post(leave=leave), AT_ONCE)).chunks
 
     async def main() -> list[tuple[str, str]]:
         assert await visit(app) == [b"Nice to meet you, "]

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.asgi_client import quick
 from tests.awake import Awake
 from tests.faults.checker import Anomaly
 from tests.faults.pods import Clients, Pod, ticking
@@ -76,7 +75,7 @@ async def outage(
         url: The store as the pods reach it.
         direct: The same store, whatever is between.
     """
-    pods = [Pod(url, plant=plant, think=0.1, settings=quick(turn_wait="2s", window_turns=None)) for _ in range(PODS)]
+    pods = [Pod(url, plant=plant, think=0.1, turn_wait="2s") for _ in range(PODS)]
     clock, names = Awake(), [f"c{number}" for number in range(CLIENTS)]
     clients = Clients(pods, folder, count=CLIENTS, conversations=names, pause=0.05, roam=False, clock=clock)
     try:

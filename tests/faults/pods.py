@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from convmem import ConversationMiddleware, Message, Settings, from_callable, get_conversation, open_conversation
+from convmem import ConversationMiddleware, Message, from_callable, get_conversation, open_conversation
 from convmem.config import open_store
 from convmem.stores.base import Store
 from tests.asgi_client import Answer, Client, quick, user_header
@@ -53,7 +53,7 @@ class Pod:
         meanwhile: What happens while the model is called the next time; once.
     """
 
-    def __init__(self, url: str, *, plant: str = "", think: float = 0.002, settings: Settings | None = None) -> None:
+    def __init__(self, url: str, *, plant: str = "", think: float = 0.002, turn_wait: str = "30s") -> None:
         """Connect to nothing."""
         self.store: Store = PLANTS[plant](open_store(url))
         self.calls = self.thinking = 0
@@ -68,7 +68,7 @@ class Pod:
         self.app = ConversationMiddleware(
             Starlette(routes=routes),
             store=self.store,
-            settings=settings or quick(turn_wait="10s", window_turns=None),
+            settings=quick(turn_wait=turn_wait, lease="1s", window_turns=None),
             resolvers=[from_callable(user_header)],
             paths=["/turn", "/stream"],
         )

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.asgi_client import quick
 from tests.faults.checker import Anomaly, names
 from tests.faults.pods import Clients, Pod
 from tests.faults.workers import told
@@ -48,7 +47,7 @@ async def promote(wheel: PostgresWheel, folder: Path, *, quorum: bool) -> Promot
         primary.sql("SELECT pg_reload_conf()")
     hosts = f"postgresql://postgres@{HOST}:{primary.port},{HOST}:{standby.port}/postgres"
     url = f"{hosts}?target_session_attrs=read-write&timeout=1s&unsafe=allow"
-    pods = [Pod(url, settings=quick(turn_wait="2s", window_turns=None)) for _ in range(2)]
+    pods = [Pod(url, turn_wait="2s") for _ in range(2)]
     try:
         async with Clients(pods, folder, count=4, pause=0.02) as clients:
             await clients.until(16)

@@ -17,7 +17,6 @@ import pytest
 from redis.crc import key_slot
 
 from convmem.stores.redis_layout import Keys
-from tests.asgi_client import quick
 from tests.faults.checker import Anomaly, names
 from tests.faults.deployments import started
 from tests.faults.pods import Clients, Pod
@@ -52,7 +51,7 @@ class Stage:
 async def stage(folder: Path, *options: str, plant: str = "") -> AsyncIterator[Stage]:
     """Return a stage on which three turns have been stored."""
     with valkey.folder() as data, valkey.server(Path(data), *options) as server:
-        pod = Pod(f"{server.url}{QUICK}", plant=plant, settings=quick(window_turns=None))
+        pod = Pod(f"{server.url}{QUICK}", plant=plant)
         stage = Stage(server, pod, Clients([pod], folder, count=1, conversations=["c0"]))
         try:
             assert [await stage.take() for _ in range(3)] == ["", "", ""]
@@ -116,7 +115,7 @@ async def test_a_server_that_evicts_is_noticed_for_every_conversation_that_lost_
     """`maxmemory-policy allkeys-random`, filled up by others: whatever goes, nothing goes in silence, and nothing is torn."""
     names_of = [f"c{number}" for number in range(12)]
     with valkey.folder() as data, valkey.server(Path(data), "--maxmemory", "8mb", "--maxmemory-policy", "allkeys-random") as server:
-        pods = [Pod(f"{server.url}{QUICK}", settings=quick(window_turns=None)) for _ in range(2)]
+        pods = [Pod(f"{server.url}{QUICK}") for _ in range(2)]
         clients = Clients(pods, tmp_path / "history", count=4, conversations=names_of, pause=0.0)
         async with clients:
             await clients.until(60)
@@ -174,7 +173,7 @@ async def test_twin_a_store_that_takes_a_refusal_for_an_empty_history_is_found_t
     """The same, where a load that fails is a new conversation, at a worker that has not seen another and for a client without revision."""
     async with stage(tmp_path / "history") as on:
         await asyncio.to_thread(on.server.ask, "CONFIG", "SET", "maxmemory", "1mb")
-        other = Pod(f"{on.server.url}{QUICK}", plant="outage-is-empty", settings=quick(window_turns=None))
+        other = Pod(f"{on.server.url}{QUICK}", plant="outage-is-empty")
         on.clients.clients[0].revisions.clear()
         await on.clients.clients[0].take(other, "c0")
         await other.aclose()
@@ -224,7 +223,7 @@ async def fail_over(
     conversations: list[str],
 ) -> Failover:
     """Let clients write, cut the replica off, let them try on for a moment, kill the primary, and wait until all are served again."""
-    pods = [Pod(url, settings=quick(turn_wait="2s", window_turns=None)) for _ in range(2)]
+    pods = [Pod(url, turn_wait="2s") for _ in range(2)]
     try:
         async with Clients(pods, folder, count=4, conversations=conversations, pause=0.02) as clients:
             await clients.until(16)

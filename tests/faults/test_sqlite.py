@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.asgi_client import quick
 from tests.faults.checker import names
 from tests.faults.outages import Report, outage
 from tests.faults.pods import Clients, Pod
@@ -107,7 +106,7 @@ async def replaced(tmp_path: Path, *, keep: bool, plant: str = "") -> Restored:
     """Let pods write, copy the file, let them write on, and put the copy in its place: a restored backup. Without it, nothing."""
     path = tmp_path / "convmem.db"
     url = f"sqlite:///{path}"
-    pods = [Pod(url, plant=plant, settings=quick(window_turns=None)) for _ in range(2)]
+    pods = [Pod(url, plant=plant) for _ in range(2)]
 
     async def write(clients: Clients) -> None:
         clients.start()

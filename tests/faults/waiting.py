@@ -8,7 +8,7 @@ from collections.abc import Callable
 from tests.servers.processes import PATIENCE
 
 
-async def until(happened: Callable[[], bool], *, seconds: float = 60.0) -> None:
+async def until(happened: Callable[[], bool], *, seconds: float = PATIENCE) -> None:
     """Return as soon as it has happened.
 
     Raises:

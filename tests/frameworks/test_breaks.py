@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 
 from convmem import Message, NoConversation, current_conversation, get_conversation
 from tests import asgi_client
-from tests.asgi_client import Client
+from tests.asgi_client import AT_ONCE, Client
 from tests.frameworks.apps import serve
 from tests.frameworks.catalogue import FRAMEWORKS
 
@@ -163,7 +163,7 @@ async def test_a_view_of_flask_that_waits_for_the_loop_hangs_only_itself(memory_
         asyncio.run_coroutine_threadsafe(conversation.save(), conversation.loop).result(5)
         return "ok"
 
-    answer = await asyncio.wait_for(memory_world.serve(WSGIMiddleware(flask)).post(), 5)
+    answer = await asyncio.wait_for(memory_world.serve(WSGIMiddleware(flask)).post(), AT_ONCE)
     assert answer.text == "ok"
     assert await memory_world.states() == ["complete"]
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 PYTHON = sys.executable
 PATIENCE = 90.0
-"""Seconds to wait for what has to come. It is no promise of anything, only when a test gives up: far more than the slowest machine needs."""
+"""Seconds to wait for what has to come: no promise, only when a test gives up, and far more than the slowest machine needs."""
 PORTS = range(10_000, 32_768)
-"""Of servers. Kernels give clients higher ones: no connection gets the port of a server that is down, or is connected to itself there."""
+"""Of servers. Kernels give clients higher ones, so that no connection gets the port of a server that is down."""
 
 
 def free_port() -> int:
