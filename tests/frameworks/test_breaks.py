@@ -19,6 +19,7 @@ from websockets.sync.client import connect
 from convmem import Message, NoConversation, current_conversation, get_conversation
 from tests import asgi_client
 from tests.asgi_client import AT_ONCE, Client
+from tests.faults.waiting import until
 from tests.frameworks.apps import serve
 from tests.frameworks.catalogue import FRAMEWORKS
 
@@ -32,13 +33,6 @@ def owner_here() -> str:
         return current_conversation().owner
     except NoConversation as error:
         return str(error)
-
-
-async def until(done, seconds: float = 2.0) -> None:
-    """Wait until something that goes on after the answer has been noted."""
-    async with asyncio.timeout(seconds):
-        while not done:  # noqa: ASYNC110 - frameworks begin these tasks, and hand nothing out to wait for
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.asyncio
@@ -57,7 +51,7 @@ async def test_falcons_threads_do_not_know_the_request(memory_world):
     app = falcon.asgi.App()
     app.add_route("/chat", Resource())
     assert (await memory_world.serve(app).get()).status == 200
-    await until(later)
+    await until(lambda: bool(later))
     assert (seen["asyncio"], seen["request"]) == ("user:ada", "user:ada")
     for sentence in (seen["falcon"], *later):
         assert "A thread may not know its request" in sentence
@@ -97,7 +91,7 @@ async def test_a_quart_stream_has_the_conversation_and_not_the_request(memory_wo
     client = Client(memory_world.serve(app).app)
     for path in ("/bare", "/with-context", "/background"):
         assert (await client.get(path)).status == 200
-    await asyncio.sleep(0.05)
+    await until(lambda: len(seen) == 3)
     assert seen[:2] == [("user:ada", None), ("user:ada", "/with-context")]
     assert seen[2][0] == "user:ada"
 
@@ -119,7 +113,7 @@ async def test_a_blacksheep_request_loses_its_scope_after_the_answer(memory_worl
 
     await app.start()
     assert (await memory_world.serve(app).get()).status == 200
-    await until(seen)
+    await until(lambda: bool(seen))
     await app.stop()
     assert seen == [(None, "user:ada")]
 
