@@ -194,7 +194,7 @@ def socket_of(running: Running, client: httpx.Client) -> Iterator[Connection]:
     """Open a WebSocket with the cookies of a client, which keeps the one that the handshake brings."""
     url = running.server.url.replace("http", "ws", 1) + "/chat/socket"
     cookies = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
-    with connect(url, additional_headers={"Cookie": cookies} if cookies else None) as socket:
+    with connect(url, additional_headers={"Cookie": cookies} if cookies else None, close_timeout=1) as socket:
         assert socket.response
         for line in socket.response.headers.get_all("Set-Cookie"):
             name, _, value = line.partition(";")[0].partition("=")
