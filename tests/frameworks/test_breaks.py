@@ -22,6 +22,7 @@ from tests.asgi_client import AT_ONCE, Client
 from tests.faults.waiting import until
 from tests.frameworks.apps import serve
 from tests.frameworks.catalogue import FRAMEWORKS
+from tests.servers.processes import PATIENCE
 
 memory_world = asgi_client.memory_world
 BY_NAME = {framework.name: framework for framework in FRAMEWORKS}
@@ -171,14 +172,14 @@ def env():
 def test_sanic_on_daphne_answers_every_request_with_500(tmp_path, env):
     """Sanic waits for a lifespan, which daphne does not have."""
     with serve(BY_NAME["sanic"], "daphne", tmp_path, env) as process:
-        assert httpx.post(f"{process.url}/chat", params={"text": "Hello"}).status_code == 500
+        assert httpx.post(f"{process.url}/chat", params={"text": "Hello"}, timeout=PATIENCE).status_code == 500
         assert "Loop can only be retrieved after the app has started" in process.log
 
 
 def test_a_quart_websocket_on_daphne_is_refused(tmp_path, env):
     """Quart reads `scope["scheme"]`, which daphne leaves out for WebSockets."""
     with serve(BY_NAME["quart"], "daphne", tmp_path, env) as process:
-        httpx.post(f"{process.url}/chat", params={"text": "Hello"}).raise_for_status()
+        httpx.post(f"{process.url}/chat", params={"text": "Hello"}, timeout=PATIENCE).raise_for_status()
         with pytest.raises(InvalidStatus, match="500"), connect(f"ws://127.0.0.1:{process.port}/chat/socket"):
             pass
         assert "KeyError: 'scheme'" in process.log

@@ -293,7 +293,7 @@ def test_a_second_turn_at_the_same_time_is_refused(running):
         with client.stream("POST", "/chat/in-a-stream", params={"text": "slowly"}) as answer:
             words = answer.iter_text()
             next(words)
-            with httpx.Client(base_url=running.server.url, cookies=client.cookies) as other:
+            with httpx.Client(base_url=running.server.url, cookies=client.cookies, timeout=PATIENCE) as other:
                 refused = other.post("/chat", params={"text": "Bob"})
             assert (refused.status_code, refused.json()["code"]) == (409, "conversation_busy")
             assert int(refused.headers["retry-after"]) >= 1
