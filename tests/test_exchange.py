@@ -1085,15 +1085,14 @@ class TestTwoAtOnce:
 
         async def handler(request):
             (await get_conversation(request)).append(Message.user("x"))
-            for _ in range(10):
+            while world.store.calls.count("renew") < 4:
                 await asyncio.sleep(0.1)
                 tokens.add((await world.log()).holder.token)
             return JSONResponse("ok")
 
-        assert (await world.serve(app_of(handler), settings=quick(lease="0.3s")).post()).status == 200
+        assert (await world.serve(app_of(handler), settings=quick(lease="1.2s")).post()).status == 200
         assert len(tokens) == 1
         assert "" not in tokens
-        assert world.store.calls.count("renew") >= 5
 
     async def test_the_lease_is_renewed_by_a_timer_and_not_by_a_task(self, memory_world):
         """A thousand turns that think are one timer: between two renewals the loop has nothing of ours to run."""

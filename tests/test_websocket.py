@@ -34,6 +34,7 @@ from convmem.stores.base import Lease
 from convmem.stores.memory import MemoryStore
 from tests import asgi_client
 from tests.asgi_client import ADA, AT_ONCE, BOB, Client, plain, quick
+from tests.faults.waiting import until
 
 pytestmark = pytest.mark.asyncio
 world, memory_world = asgi_client.world, asgi_client.memory_world
@@ -189,12 +190,12 @@ async def test_each_turn_takes_the_lease_and_gives_it_back(world):
 async def test_a_turn_longer_than_the_lease_keeps_it(world):
     """A model may take minutes; the lease says how long a dead worker blocks."""
     inside, goes_on = asyncio.Event(), asyncio.Event()
-    settings = quick(lease="0.3s")
+    settings = quick(lease="1.2s")
     async with world.serve(app_of(stuck_in_a_turn(inside, goes_on)), settings=settings).socket() as socket:
         socket.say("q")
         await inside.wait()
         token = (await world.log()).holder.token
-        await asyncio.sleep(0.8)
+        await until(lambda: world.store.calls.count("renew") >= 4)
         assert (await world.log()).holder.token == token != ""
         goes_on.set()
         assert await socket.hear() == "done"

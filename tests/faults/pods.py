@@ -178,7 +178,7 @@ class PodClient:
     Attributes:
         clock: By which turns are timed.
         taken: Every turn that was answered.
-        waits_since: When the turn that is under way was sent, by that clock; None when there is none.
+        under_way: When the turn that has no answer yet was sent, by the monotonic clock and by that one; None when there is none.
     """
 
     recorder: Recorder
@@ -186,16 +186,15 @@ class PodClient:
     revisions: dict[str, str] = field(default_factory=dict)
     taken: list[Taken] = field(default_factory=list)
     turns: int = 0
-    waits_since: float | None = None
+    under_way: tuple[float, float] | None = None
 
     async def take(self, pod: Pod, conversation: str, *, stream: bool = False) -> Answer:
         """Take one turn at a pod."""
         self.turns += 1
-        sent, began = time.monotonic(), self.clock()
-        self.waits_since = began
+        sent, began = self.under_way = time.monotonic(), self.clock()
         turn = f"{self.recorder.process}-{self.turns}"
         answer = await pod.take(self, conversation, turn, stream=stream)
-        self.waits_since = None
+        self.under_way = None
         self.taken.append(Taken(turn, conversation, stream, sent, time.monotonic(), self.clock() - began, answer))
         return answer
 
@@ -251,11 +250,15 @@ class Clients:
         """Return the problems clients were told from a moment on; empty for a success."""
         return {taken.answer.code for taken in self.taken if taken.answered >= since}
 
-    def longest(self) -> float:
-        """Return how long the longest turn has taken, those that are still under way included."""
+    def longest(self, since: float = 0.0) -> float:
+        """Return how long the longest turn has taken that was sent from a moment on, those that are still under way included."""
         now = self.clock()
-        waiting = [now - client.waits_since for client in self.clients if client.waits_since is not None]
-        return max([*waiting, *(taken.seconds for taken in self.taken)], default=0.0)
+        waiting = [now - began for sent, began in (client.under_way for client in self.clients if client.under_way) if sent >= since]
+        return max([*waiting, *(taken.seconds for taken in self.taken if taken.sent >= since)], default=0.0)
+
+    def stored_since(self, moment: float) -> int:
+        """Return how many turns that were sent after a moment are stored, as their clients were told."""
+        return sum(taken.stored and taken.sent > moment for taken in self.taken)
 
     async def until(self, successes: int, *, seconds: float = PATIENCE) -> None:
         """Wait for so many more turns to succeed."""

@@ -14,6 +14,7 @@ import pytest
 
 from tests.faults.checker import Anomaly, names
 from tests.faults.pods import Clients, Pod
+from tests.faults.waiting import until
 from tests.faults.workers import told
 from tests.servers.processes import HOST
 from tests.wheels.postgres import PostgresWheel
@@ -54,13 +55,16 @@ async def promote(wheel: PostgresWheel, folder: Path, *, quorum: bool) -> Promot
             for pid in primary.senders():
                 primary.pause(pid)
             behind = time.monotonic()
-            await asyncio.sleep(0.7)
-            meanwhile = sum(taken.stored and taken.sent > behind for taken in clients.taken)
+            if quorum:
+                await asyncio.sleep(0.7)
+            else:
+                await until(lambda: clients.stored_since(behind) >= 8)
+            meanwhile = clients.stored_since(behind)
             await asyncio.to_thread(primary.kill)
             await asyncio.to_thread(standby.promote)
             since = time.monotonic()
-            await clients.until_each_is_served(seconds=30)
-            await clients.until(12, seconds=30)
+            await clients.until_each_is_served()
+            await clients.until(12)
             anomalies = await clients.judge(standby.url(query="?unsafe=allow"))
     finally:
         for pod in pods:
