@@ -278,13 +278,17 @@ def test_every_reason_for_no_history_looks_the_same_and_ours_are_told_apart():
         conversation.append(Message.user(text))
         return conversation.is_new
 
-    def outcome(text: str, **headers: str):
-        answer = client.post("/chat", params={"text": text}, headers={"x-user": "ada", **headers})
+    def outcome(text: str, client=None, **headers: str):
+        answer = (client or hasty).post("/chat", params={"text": text}, headers={"x-user": "ada", **headers})
         return answer.json() if answer.status_code == 200 else (answer.status_code, answer.json()["code"])
 
-    settings = Settings({}, secret_key=KEY, ttl="300ms", client_ids="issued")
-    client = ours(chat, store=store, settings=settings, resolvers=[from_callable(by_user)])
-    seen = {"new": outcome("hello"), "there": outcome("again"), "deleted": outcome("delete meanwhile"), "anew": outcome("hello")}
+    def keeping(ttl: str):
+        settings = Settings({}, secret_key=KEY, ttl=ttl, client_ids="issued")
+        return ours(chat, store=store, settings=settings, resolvers=[from_callable(by_user)])
+
+    lasting, hasty = keeping("1h"), keeping("300ms")
+    said = {"new": "hello", "there": "again", "deleted": "delete meanwhile", "anew": "hello"}
+    seen = {which: outcome(text, lasting) for which, text in said.items()}
     outcome("again")
     asyncio.run(asyncio.sleep(0.4))
     seen |= {"expired": outcome("hello"), "foreign": outcome("hello", **{"x-session-id": "of-bob"})}
