@@ -13,13 +13,13 @@ from struct import Struct
 from typing import Any
 
 from convmem.stores.base import Head, Holder, Lease, Log, Lookup, StoredEntry, newest_turns
-from convmem.stores.packing import Window, moment, pack_name, unpack_entry, unpack_name
+from convmem.stores.packing import Window, moment, pack_name, turn_of, unpack_entry, unpack_name
 
 MOST = 2**31 - 2
 """The greatest position, and the longest window; one more can be counted."""
 _FACTS, _TIMES = Struct(">HIII"), Struct(">qqq")
 _EXPIRED, _TAKEN, _NEWEST, _HELD, _SHORT = 1, 2, 4, 8, 16
-_TURN, _POSITION = itemgetter(slice(8, 24)), attrgetter("n")
+_POSITION = attrgetter("n")
 
 
 def pack(name: str) -> bytes:
@@ -96,7 +96,7 @@ class Seen:
             return answer(Head(self.head.epoch, self.head.n, self.head.id, 0, self.head.n), expired=True)
         places, packed = self._entries()
         low = bisect_right(places, self._first["n"])  # what is pinned in front of the window comes first
-        runs = sum(1 for _ in groupby(map(_TURN, packed[low:])))
+        runs = sum(1 for _ in groupby(map(turn_of, packed[low:])))
         if messages is None and (turns is None or runs <= turns):
             pinned = tuple(map(self._unpack, packed[:low], places[:low]))
             return answer(self.head, self._window(places[low:], packed[low:]), pinned)
