@@ -1496,10 +1496,10 @@ class TestHeaders:
 
 
 class TestLimits:
-    @pytest.mark.parametrize(("setting", "value"), [("max_message_bytes", 300), ("max_turn_bytes", 300), ("max_turn_messages", 1)])
+    @pytest.mark.parametrize(("setting", "value"), [("max_message_bytes", 250), ("max_turn_bytes", 250), ("max_turn_messages", 1)])
     async def test_too_much_is_a_413_that_names_the_setting(self, world, setting, value):
         """All or none: nothing of it was appended."""
-        limits = {setting: value, **({"max_message_bytes": 300} if setting == "max_turn_bytes" else {})}
+        limits = {setting: value, **({"max_message_bytes": 250} if setting == "max_turn_bytes" else {})}
         client = world.serve(app_of(echo), settings=quick(**limits))
         answer = await client.post(text="x" * 200)
         assert (answer.status, answer.code) == (413, "limit_exceeded")

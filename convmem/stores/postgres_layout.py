@@ -12,14 +12,14 @@ from struct import Struct
 from typing import Any
 
 from convmem.stores.base import Head, Holder, Lease, Log, Lookup, StoredEntry, Unread, newest_turns
-from convmem.stores.packing import moment, pack_name, unpack_entry, unpack_name
+from convmem.stores.packing import moment, pack_name, turn_of, unpack_entry, unpack_name
 
 MOST = 2**31 - 2
 """The greatest position, and the longest window; one more can be counted."""
 _HEAD, _TIMES, _LOOKED_UP = Struct(">4xHIIII"), Struct(">qqq"), Struct(">4xI?")
 _FOUND = 255
 _EXPIRED, _TAKEN, _NEWEST, _HELD, _SHORT = 1, 2, 4, 8, 16
-_VALUE, _TURN = itemgetter(0), itemgetter(slice(12, 28))
+_VALUE = itemgetter(0)
 
 
 def pack(name: str) -> bytes:
@@ -96,7 +96,9 @@ class Seen:
         window, pins = self._entries[low:], self._entries[1:low]
         entries: Unread | tuple[StoredEntry, ...] = Unread(len(window), partial(self._unpacked, window)) if window else ()
         pinned = self._unpacked(pins) if pins else ()
-        begins_too_early = turns is not None and len(window) > turns and sum(1 for _ in groupby(map(_TURN, window))) > turns
+        begins_too_early = (
+            turns is not None and len(window) > turns and sum(1 for _ in groupby(turn_of(data[4:]) for data in window)) > turns
+        )
         if messages is not None or begins_too_early:
             stored = (*pinned, *entries)
             entries = newest_turns(reversed(entries), turns, messages)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 
-async def until(happened: Callable[[], bool], *, seconds: float = 30.0) -> None:
+async def until(happened: Callable[[], bool], *, seconds: float = 60.0) -> None:
     """Return as soon as it has happened.
 
     Raises:
