@@ -418,7 +418,7 @@ class Conversation:
         if self._viewed is None or self._viewed[0] is not turns or self._viewed[1] != matters:
             view = windows.view(turns, window, pinned=pinned, present=present, meter=meter)
             self._viewed = (turns, matters, view)
-            outgrown = view.full or log.size < log.head.turns
+            outgrown = view.full or turn.decoded().size < log.head.turns
             if outgrown and self._work.ledger.outgrown.add(turn.key):
                 left_out = max(0, log.head.turns - view.turns)
                 logger.info("conversation %s has outgrown its window: the model does not see %d of its turns", turn.key.digest, left_out)

@@ -11,7 +11,7 @@ from typing import cast
 from convmem import windows
 from convmem.keys import SessionKey
 from convmem.messages import Edit, Item, Message, State, decode_body, edited
-from convmem.stores.base import Entry, Log, StoredEntry
+from convmem.stores.base import Log
 
 logger = logging.getLogger("convmem.conversation")
 
@@ -40,10 +40,12 @@ class Decoded:
     """What was loaded: the messages, edits and notes of each turn, with its state, and what is pinned before them.
 
     Attributes:
+        size: How many turns were loaded, one that is left out of them included.
         corrupt: Positions of entries that cannot be decoded.
     """
 
     log: Log
+    size: int
     turns: tuple[windows.Turn[Item], ...]
     pinned: tuple[Item, ...]
     corrupt: tuple[int, ...]
@@ -68,7 +70,7 @@ class Decoded:
 
     def behind(self, page: Decoded, log: Log) -> Decoded:
         """Return these turns behind those of the page before them."""
-        return Decoded(log, (*page.turns, *self.turns), page.pinned, (*page.corrupt, *self.corrupt))
+        return Decoded(log, page.size + self.size, (*page.turns, *self.turns), page.pinned, (*page.corrupt, *self.corrupt))
 
 
 def decode(log: Log, *, without: str | None, key: SessionKey) -> Decoded:
@@ -82,29 +84,27 @@ def decode(log: Log, *, without: str | None, key: SessionKey) -> Decoded:
     corrupt: list[int] = []
     names: list[str] = []
     said: list[list[Item]] = []
-    last: list[Entry] = []
-    for stored in log.entries:
-        entry, items = stored.entry, _items(stored, corrupt)
-        if names and entry.turn == names[-1]:
+    open_at: list[int] = []  # where the last entry of a turn is that does not close it, else 0
+    for n, turn, closing, body in log.skim():
+        items = _items(n, body, corrupt)
+        if names and turn == names[-1]:
             said[-1] += items
-            last[-1] = entry
+            open_at[-1] = 0 if closing else n
         else:
-            names.append(entry.turn)
+            names.append(turn)
             said.append(items)
-            last.append(entry)
-    together = zip(names, said, last, strict=True)
-    turns = tuple(
-        [windows.Turn(tuple(items), "complete" if end.closing else log.state_of(end)) for turn, items, end in together if turn != without]
-    )
-    pinned = tuple([item for stored in log.pinned for item in _items(stored, corrupt)])
+            open_at.append(0 if closing else n)
+    shown = [(items, n) for turn, items, n in zip(names, said, open_at, strict=True) if turn != without]
+    turns = tuple([windows.Turn(tuple(items), log.going_on(n) if n else "complete") for items, n in shown])
+    pinned = tuple([item for stored in log.pinned for item in _items(stored.n, stored.entry.body, corrupt)])
     if corrupt:
         logger.warning("conversation %s: entries %s cannot be decoded; the rest is loaded", key.digest, corrupt)
-    return Decoded(log, turns, pinned, tuple(corrupt))
+    return Decoded(log, len(names), turns, pinned, tuple(corrupt))
 
 
-def _items(stored: StoredEntry, corrupt: list[int]) -> list[Item]:
+def _items(n: int, body: bytes, corrupt: list[int]) -> list[Item]:
     try:
-        return decode_body(stored.entry.body)
+        return decode_body(body)
     except ValueError:
-        corrupt.append(stored.n)
+        corrupt.append(n)
         return []

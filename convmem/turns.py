@@ -421,9 +421,9 @@ class Turn:
         window, log = self.ledger.rules.window, self.log
         size = asked = self.ledger.rules.first_page or 0
         decoded = last = self._decode(log)
-        while last.log.size == asked and log.size < log.head.turns and not self._is_full(decoded):
+        while last.size == asked and decoded.size < log.head.turns and not self._is_full(decoded):
             size *= _PAGE_GROWS
-            asked = size if window.turns is None else min(size, window.turns - log.size)
+            asked = size if window.turns is None else min(size, window.turns - decoded.size)
             if asked <= 0:
                 break
             page = await self.ledger.store.load(self.key, turns=asked, before=log.entries[0].n)

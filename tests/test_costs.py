@@ -228,17 +228,17 @@ class TestInAFile:
         assert len(kinds) <= 12
 
     async def test_of_a_window_that_nobody_looks_at_no_entry_is_made(self, tmp_path) -> None:
-        """A caller who needs only the head, or how many there are, pays for no more."""
+        """A caller who needs only the head, or how many there are, or the messages in them, pays for no more."""
         key = SessionKey.for_user("1")
         async with SQLiteStore(tmp_path / "convmem.db") as store:
             await fill(store, key, 30)
             log = await store.load(key, turns=25)
         with calls() as counted:
-            assert len(log.entries) == 25
-        assert counted.of["stores/packing.py:of"] == 0
+            assert len(log.entries) == len(list(log.skim())) == 25
+        assert counted.of["stores/base.py:read"] == 0
         with calls() as counted:
             assert [stored.n for stored in log.entries] == list(range(6, 31))
-        assert counted.of["stores/packing.py:of"] == 25
+        assert counted.of["stores/base.py:read"] == 25
 
     async def _trace(self, store: SQLiteStore, commits: list[str]) -> None:
         """Note the level at which each transaction is committed."""

@@ -14,12 +14,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import groupby
 from math import isfinite
-from typing import Any, ClassVar, Literal, Self, TypeVar, overload
+from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar, overload
 
 from convmem.keys import SessionKey
 from convmem.records import record
@@ -91,7 +91,7 @@ class Head:
 
 
 @record
-class Entry:  # noqa: PLW1641 - the hash is made of the fields
+class Entry:
     """One atomic batch of messages, as the caller hands it to `Store.append`. It carries the head it becomes.
 
     Attributes:
@@ -134,16 +134,34 @@ class Entry:  # noqa: PLW1641 - the hash is made of the fields
             msg = "An entry's id, turn, token and epoch are printable ASCII, and not empty; encode what a client sent."
             raise ValueError(msg)
 
-    def __eq__(self, other: object) -> bool:
-        """Return whether all fields are equal; a store may have entries of a kind of its own."""
-        return isinstance(other, Entry) and all(getattr(self, name) == getattr(other, name) for name in ENTRY_FIELDS)
+    @classmethod
+    def read(  # noqa: PLR0917 - the fields in their order, as stores keep them
+        cls,
+        id: str,  # noqa: A002 - the field's name
+        turn: str,
+        token: str,
+        epoch: str,
+        body: bytes,
+        count: int,
+        kind: Kind,
+        closing: bool,  # noqa: FBT001
+        turns: int,
+        start: int,
+        pinned: tuple[int, ...] = (),
+        hides: tuple[int, ...] = (),
+        format: int = ENTRY_FORMAT,  # noqa: A002
+        key_id: str = "",
+    ) -> Entry:
+        """Return an entry as a store has kept it: checked when it was stored, and not again."""
+        entry = cls.__new__(cls)
+        entry.id, entry.turn, entry.token, entry.epoch, entry.body, entry.count = id, turn, token, epoch, body, count  # type: ignore[misc]
+        entry.kind, entry.closing, entry.turns, entry.start, entry.pinned = kind, closing, turns, start, pinned  # type: ignore[misc]
+        entry.hides, entry.format, entry.key_id = hides, format, key_id  # type: ignore[misc]
+        return entry
 
     def head_at(self, n: int) -> Head:
         """Return the head this entry is, once it stands at position n."""
         return Head(self.epoch, n, self.id, self.turns, self.start, self.pinned)
-
-
-ENTRY_FIELDS = tuple(each.name for each in fields(Entry))
 
 
 @record
@@ -199,6 +217,9 @@ class Lookup:
     visible: bool = False
 
 
+Skimmed: TypeAlias = tuple[int, str, bool, bytes]
+
+
 @record
 class LoadedTurn:
     """The visible entries of one turn.
@@ -244,13 +265,21 @@ class Log:
         names = [stored.entry.turn for stored in entries]
         for place, name in enumerate(names, 1):
             if place == len(names) or names[place] != name:
-                turns.append(LoadedTurn(name, entries[first:place], self.state_of(entries[place - 1].entry)))
+                last = entries[place - 1]
+                turns.append(LoadedTurn(name, entries[first:place], "complete" if last.entry.closing else self.going_on(last.n)))
                 first = place
         return tuple(turns)
 
-    def state_of(self, last: Entry) -> Literal["running", "interrupted", "complete"]:
-        """Return the state of the turn whose last entry this is."""
-        return "complete" if last.closing else "running" if last.token == self.holder.token else "interrupted"
+    def going_on(self, n: int) -> Literal["running", "interrupted"]:
+        """Return the state of the turn whose last entry, at this position, does not close it."""
+        token = next(stored.entry.token for stored in self.entries if stored.n == n)
+        return "running" if token == self.holder.token else "interrupted"
+
+    def skim(self) -> Iterable[Skimmed]:
+        """Return what a window is made of: of each entry its position, its turn, whether it closes that, and its body."""
+        if isinstance(self.entries, Unread):
+            return self.entries.skim()
+        return [(stored.n, stored.entry.turn, stored.entry.closing, stored.entry.body) for stored in self.entries]
 
     @property
     def size(self) -> int:
@@ -518,24 +547,31 @@ def newest_turns(
     return tuple(taken)
 
 
-class Unread(Sequence[StoredEntry]):
+class Unread(Sequence[StoredEntry], ABC):
     """Entries that were read and not unpacked yet: all are when somebody looks at one of them.
 
     Args:
         size: How many there are.
-        unpack: Returns them, in their order; called once.
     """
 
-    __slots__ = ("_size", "_unpack", "_unpacked")
+    __slots__ = ("_size", "_unpacked")
 
-    def __init__(self, size: int, unpack: Callable[[], tuple[StoredEntry, ...]]) -> None:
+    def __init__(self, size: int) -> None:
         """Unpack nothing yet."""
-        self._size, self._unpack = size, unpack
+        self._size = size
         self._unpacked: tuple[StoredEntry, ...] | None = None
+
+    @abstractmethod
+    def unpack(self) -> tuple[StoredEntry, ...]:
+        """Return them, in their order; called once."""
+
+    @abstractmethod
+    def skim(self) -> Iterable[Skimmed]:
+        """See `Log.skim`. No entry is made for it."""
 
     def _entries(self) -> tuple[StoredEntry, ...]:
         if self._unpacked is None:
-            self._unpacked = self._unpack()
+            self._unpacked = self.unpack()
         return self._unpacked
 
     def __len__(self) -> int:

@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import json
 from binascii import Error as Base64Error, a2b_base64, b2a_base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import sha256
 from operator import itemgetter
+from struct import Struct
 from typing import Any
 
-from convmem.stores.base import ENTRY_FIELDS, ENTRY_FORMAT, Entry, Head, Kind, StoredEntry, Unread
+from convmem.stores.base import ENTRY_FORMAT, Entry, Kind, Skimmed, StoredEntry, Unread
 
 _KINDS = (Kind.TURN, Kind.EDIT, Kind.RESET)
 _CLOSING, _MORE, _PLAIN, _ALONE = 4, 8, 16, 32
 _HEX, _BASE64, _LONG = 255, 254, 253
 _TAGS = (_HEX, _BASE64, _HEX)
 _STORED = 7
-_NUMBERS = 40
-"""Where the numbers are of an entry that was packed in place, or has only names of this package."""
+_PLAIN_ENTRY = Struct(">8x16s16sBBB")
 turn_of, token_of = itemgetter(slice(8, 24)), itemgetter(slice(24, 40))
 """Of an entry that was packed in place: the 16 bytes for its turn (`bits_of`), and for its token."""
 _BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
@@ -154,80 +154,51 @@ class _Stored(StoredEntry):
         return moment(int.from_bytes(self._when, "big"))
 
 
-class _Packed(Entry):
-    """An entry of which is unpacked what a window is made of; all the rest, when somebody asks for any of it.
-
-    A slot that nobody has filled is looked for by `__getattr__`. What was checked when it was stored is not checked again.
-    """
-
-    __slots__ = ("data", "life")
-    data: bytes
-    life: str
-
-    @classmethod
-    def of(cls, data: bytes, epoch: str) -> _Packed:
-        """Return it, with as little unpacked as a window needs."""
-        entry, flags, at = cls.__new__(cls), data[_STORED], _NUMBERS
-        if flags & (_PLAIN | _ALONE | _MORE) != _PLAIN | _ALONE:
-            entry.unpack(data, epoch)
-            return entry
-        for _ in range(3):
-            while data[at] > 127:  # noqa: PLR2004 - seven bits
-                at += 1
-            at += 1
-        entry.turn, entry.closing, entry.body = data[8:24].hex(), flags & _CLOSING != 0, data[at:]  # type: ignore[misc]
-        entry.data, entry.life = data, epoch
-        return entry
-
-    def __getattr__(self, name: str) -> Any:
-        """Unpack what is missing."""
-        if name not in ENTRY_FIELDS:
-            raise AttributeError(name)
-        self.unpack(self.data, self.life)
-        return getattr(self, name)
-
-    def unpack(self, data: bytes, epoch: str) -> None:
-        """Fill all slots of an entry."""
-        flags = data[_STORED]
-        if flags & _PLAIN:
-            turn, token, at = data[8:24].hex(), _base64(data[24:40]), _NUMBERS
-            identifier = turn
-            if not flags & _ALONE:
-                identifier, at = data[at : at + 16].hex(), at + 16
-        else:
-            turn, at = unpack_name(data, _STORED + 1)
-            token, at = unpack_name(data, at)
-            identifier, at = unpack_name(data, at)
-        count, at = unpack_number(data, at)
-        turns, at = unpack_number(data, at)
-        start, at = unpack_number(data, at)
-        rare: tuple[Any, ...] = ((), (), ENTRY_FORMAT, "")
-        if flags & _MORE:
-            size, at = unpack_number(data, at)
-            pinned, hides, format_, key_id, *names = json.loads(data[at : at + size])
-            if names:
-                turn, token, identifier = names
-            rare = tuple(pinned), tuple(hides), format_, key_id
-            at += size
-        kind, closing = _KINDS[flags & 3], flags & _CLOSING != 0
-        values = (identifier, turn, token, epoch, data[at:], count, kind, closing, turns, start, *rare)
-        for name, value in zip(ENTRY_FIELDS, values, strict=True):
-            setattr(self, name, value)
-
-
 def unpack_entry(data: bytes, n: int, epoch: str) -> StoredEntry:
     """Return an entry of the list, at its position."""
-    return _Stored(n, _Packed.of(data, epoch), data[:_STORED])
+    flags = data[_STORED]
+    if flags & _PLAIN:
+        turn_bits, token_bits, count, turns, start = _PLAIN_ENTRY.unpack_from(data)
+        turn, token, at = turn_bits.hex(), _base64(token_bits), _PLAIN_ENTRY.size
+        if flags & _ALONE:
+            identifier = turn
+        else:
+            identifier, at = data[40:56].hex(), at + 16
+            count, turns, start = data[56:59]
+    else:
+        turn, at = unpack_name(data, _STORED + 1)
+        token, at = unpack_name(data, at)
+        identifier, at = unpack_name(data, at)
+        count, turns, start = data[at : at + 3]
+        at += 3
+    if count | turns | start >= 128:  # noqa: PLR2004 - seven bits
+        count, at = unpack_number(data, at - 3)
+        turns, at = unpack_number(data, at)
+        start, at = unpack_number(data, at)
+    rare: tuple[Any, ...] = ()
+    if flags & _MORE:
+        size, at = unpack_number(data, at)
+        pinned, hides, format_, key_id, *names = json.loads(data[at : at + size])
+        if names:
+            turn, token, identifier = names
+        rare = tuple(pinned), tuple(hides), format_, key_id
+        at += size
+    kind, closing = _KINDS[flags & 3], flags & _CLOSING != 0
+    entry = Entry.read(identifier, turn, token, epoch, data[at:], count, kind, closing, turns, start, *rare)
+    return _Stored(n, entry, data[:_STORED])
 
 
-def unpack_apart(window: Sequence[int | bytes], epoch: str) -> Iterator[StoredEntry]:
-    """Return the entries of a script's reply in its order: a number is the position of the entry behind it, the next is one less."""
+def apart(window: Iterable[int | bytes]) -> Iterator[tuple[int, bytes]]:
+    """Return the entries of a script's reply, with their positions, in its order.
+
+    A number is the position of the entry behind it; the next one's is one less.
+    """
     n = 0
     for item in window:
         if isinstance(item, int):
             n = item
         else:
-            yield unpack_entry(item, n, epoch)
+            yield n, item
             n -= 1
 
 
@@ -235,22 +206,36 @@ class Window(Unread):
     """The entries of a load, oldest first, unpacked when somebody looks at one of them.
 
     Args:
-        head: The log's.
-        newest: The last elements of the list, up to the head.
-        older: What a script told of those in front of them, the newest first.
+        size: How many there are.
+        epoch: Theirs.
+        places: Returns each one's position, and how it is packed.
     """
 
-    __slots__ = ()
+    __slots__ = ("_epoch", "_places")
 
-    def __init__(self, head: Head, newest: Sequence[bytes], older: Sequence[int | bytes]) -> None:
+    def __init__(self, size: int, epoch: str, places: Callable[[], Iterable[tuple[int, bytes]]]) -> None:
         """Unpack nothing yet."""
+        super().__init__(size)
+        self._epoch, self._places = epoch, places
 
-        def unpack() -> tuple[StoredEntry, ...]:
-            first = head.n - len(newest) + 1
-            unpacked = [unpack_entry(data, n, head.epoch) for n, data in enumerate(newest, first)]
-            return (*reversed(list(unpack_apart(older, head.epoch))), *unpacked)
+    def unpack(self) -> tuple[StoredEntry, ...]:
+        """See `Unread`."""
+        return tuple([unpack_entry(data, n, self._epoch) for n, data in self._places()])
 
-        super().__init__(len(newest) + (sum(isinstance(item, bytes) for item in older) if older else 0), unpack)
+    def skim(self) -> Iterator[Skimmed]:
+        """See `Unread`. Nearly all entries have names of this package, and none of the rarer fields."""
+        for n, data in self._places():
+            flags = data[_STORED]
+            if flags & (_PLAIN | _MORE) == _PLAIN:
+                at = 40 if flags & _ALONE else 56
+                for _ in range(3):
+                    while data[at] > 127:  # noqa: PLR2004 - seven bits
+                        at += 1
+                    at += 1
+                yield n, data[8:24].hex(), flags & _CLOSING != 0, data[at:]
+            else:
+                entry = unpack_entry(data, n, self._epoch).entry
+                yield n, entry.turn, entry.closing, entry.body
 
 
 def id_of(data: bytes) -> str:

@@ -11,8 +11,8 @@ from operator import itemgetter
 from struct import Struct
 from typing import Any
 
-from convmem.stores.base import Head, Holder, Lease, Log, Lookup, StoredEntry, Unread, newest_turns
-from convmem.stores.packing import moment, pack_name, turn_of, unpack_entry, unpack_name
+from convmem.stores.base import Head, Holder, Lease, Log, Lookup, StoredEntry, newest_turns
+from convmem.stores.packing import Window, moment, pack_name, turn_of, unpack_entry, unpack_name
 
 MOST = 2**31 - 2
 """The greatest position, and the longest window; one more can be counted."""
@@ -94,8 +94,8 @@ class Seen:
             return Log(head, (), (), holder, found, True, deleted, self._ended)  # noqa: FBT003
         low = bisect_left(self._entries, (self._low + 1).to_bytes(4), 1)  # what is pinned in front of the window comes first
         window, pins = self._entries[low:], self._entries[1:low]
-        entries: Unread | tuple[StoredEntry, ...] = Unread(len(window), partial(self._unpacked, window)) if window else ()
-        pinned = self._unpacked(pins) if pins else ()
+        entries: Window | tuple[StoredEntry, ...] = Window(len(window), self.head.epoch, partial(_places, window)) if window else ()
+        pinned = tuple(unpack_entry(data, n, self.head.epoch) for n, data in _places(pins)) if pins else ()
         begins_too_early = (
             turns is not None and len(window) > turns and sum(1 for _ in groupby(turn_of(data[4:]) for data in window)) > turns
         )
@@ -110,6 +110,6 @@ class Seen:
             return Holder(lease.token, timedelta(0, 0, self._running if self.holder else 0), lease.term)
         return Holder(self.holder, timedelta(0, 0, self._running), timedelta(0, 0, self._remaining)) if self.holder else Holder()
 
-    def _unpacked(self, packed: list[bytes]) -> tuple[StoredEntry, ...]:
-        epoch = self.head.epoch
-        return tuple([unpack_entry(data[4:], int.from_bytes(data[:4]), epoch) for data in packed])
+
+def _places(packed: list[bytes]) -> list[tuple[int, bytes]]:
+    return [(int.from_bytes(data[:4]), data[4:]) for data in packed]

@@ -14,12 +14,13 @@ from datetime import timedelta
 from functools import cache
 from hashlib import sha1
 from importlib import resources
+from itertools import chain
 from struct import Struct
 from typing import Any, Literal
 
 from convmem.keys import SessionKey
 from convmem.stores.base import Entry, Head, Holder, Kind, Lease, Log, Lookup, path_of_tenant
-from convmem.stores.packing import Window, id_of, moment, pack_facts, pack_name, unpack_apart, unpack_name
+from convmem.stores.packing import Window, apart, id_of, moment, pack_facts, pack_name, unpack_entry, unpack_name
 
 _EXPIRED, _VISIBLE, _MINE = 1, 2, 16
 _NOBODY = Holder()
@@ -107,14 +108,26 @@ def unpack_load(reply: Any, tail: Sequence[bytes], turn: str | None, lease: Leas
     expired = flags & _EXPIRED != 0
     return Log(
         Head(head.epoch, head.n, head.id, 0, head.n) if expired else head,
-        Window(head, tail[-own:], window) if own else Window(head, (), window) if window else (),
-        tuple(unpack_apart(pins, head.epoch)) if pins else (),
+        _window(head, tail[-own:] if own else (), window) if own or window else (),
+        tuple([unpack_entry(data, n, head.epoch) for n, data in apart(pins)]) if pins else (),
         Holder(held, timedelta(0, 0, running), timedelta(0, 0, remaining)) if held else _NOBODY,
         None if turn is None else Lookup(_STATES[flags >> 2 & 3], position, flags & _VISIBLE != 0),
         expired,
         moment(deleted) if deleted else None,
         _unpack_ended(ended) if ended else frozenset(),
     )
+
+
+def _window(head: Head, newest: Sequence[bytes], older: Sequence[int | bytes]) -> Window:
+    """Return the entries of a load.
+
+    Args:
+        head: The log's.
+        newest: The last elements of the list, up to the head.
+        older: What a script told of those in front of them, the newest first.
+    """
+    size = len(newest) + (sum(isinstance(item, bytes) for item in older) if older else 0)
+    return Window(size, head.epoch, lambda: chain(reversed([*apart(older)]), enumerate(newest, head.n - len(newest) + 1)))
 
 
 def pack_append(after: Head, entry: Entry, ttl: timedelta | None, *, release: bool, confirm: bool) -> list[bytes]:

@@ -42,7 +42,6 @@ from convmem.stores.base import (
     Page,
     Store,
     StoredEntry,
-    Unread,
     decide,
     key_of_owner,
     newest_turns,
@@ -52,7 +51,7 @@ from convmem.stores.base import (
     read_walk_cursor,
     walk_cursor,
 )
-from convmem.stores.packing import bits_of, count_of, pack_facts, token_of, turn_of, unpack_entry
+from convmem.stores.packing import Window, bits_of, count_of, pack_facts, token_of, turn_of, unpack_entry
 from convmem.stores.sqlite_file import BARE, LEASE, READ, STORE, File, Job, Needs, Opening, Synchronous
 
 T = TypeVar("T")
@@ -269,7 +268,7 @@ def _load(
     end = row.head.n + 1 if before is None else min(before, row.head.n + 1)
     between = (row.position(row.head.start), row.position(max(end, 0)))
     rows = _newest(link.execute(_SELECT_NEWEST, between), turns, messages)
-    entries = Unread(len(rows), partial(_unpacked, row.head.epoch, rows))
+    entries = Window(len(rows), row.head.epoch, partial(_places, rows))
     first = rows[0][0] & _POSITION if rows else end
     pinned = _pinned(link, row, first) if row.head.pinned else ()
     return Log(row.head, entries, pinned, holder, found, deleted_at=deleted_at, ended=ended)
@@ -291,15 +290,15 @@ def _turn_and_count(row: _Packed) -> tuple[bytes, int]:
 
 def _pinned(link: sqlite3.Connection, row: _Row, before: int) -> tuple[StoredEntry, ...]:
     found = [link.execute(_SELECT_ENTRY, (row.position(n),)).fetchone() for n in row.head.pinned if row.head.start < n < before]
-    return _unpacked(row.head.epoch, [each for each in found if each is not None])
+    return tuple([unpack_entry(packed, n, row.head.epoch) for n, packed in _places([each for each in found if each is not None])])
 
 
 def _packed(entry: Entry, now: float) -> bytes:
     return b"".join((int(now * _MICROSECONDS).to_bytes(7), pack_facts(entry, in_place=True), entry.body))
 
 
-def _unpacked(epoch: str, rows: Sequence[_Packed]) -> tuple[StoredEntry, ...]:
-    return tuple([unpack_entry(packed, identifier & _POSITION, epoch) for identifier, packed in rows])
+def _places(rows: Sequence[_Packed]) -> list[tuple[int, bytes]]:
+    return [(identifier & _POSITION, packed) for identifier, packed in rows]
 
 
 def _look_up(link: sqlite3.Connection, row: _Row, turn: str, now: float) -> Lookup:

@@ -153,7 +153,9 @@ class StoreMachine(RuleBasedStateMachine):
         self._heads[place].append(log.head)
         window = model.window(turns, messages)
         assert log.head == model.head
+        skimmed = list(log.skim())
         assert [(stored.n, stored.entry) for stored in log.entries] == [(n, model.log[n - 1]) for n in window]
+        assert skimmed == [(stored.n, stored.entry.turn, stored.entry.closing, stored.entry.body) for stored in log.entries]
         first = window[0] if window else model.head.n + 1
         assert [stored.n for stored in log.pinned] == [n for n in model.head.pinned if n < first and n in model.visible]
         assert log.holder.token == model.holder
