@@ -11,6 +11,7 @@ import json
 from binascii import Error as Base64Error, a2b_base64, b2a_base64
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import sha256
 from operator import itemgetter
 from typing import Any
@@ -30,8 +31,12 @@ _BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 _URL_SAFE, _STANDARD = bytes.maketrans(b"+/", b"-_"), bytes.maketrans(b"-_+/", b"+/!!")
 
 
+@lru_cache(maxsize=1024)
 def pack_name(name: str) -> bytes:
-    """Return a name as it is stored: a tag and 16 bytes for the ids and the tokens this package makes, else its length and text."""
+    """Return a name as it is stored: a tag and 16 bytes for the ids and the tokens this package makes, else its length and text.
+
+    A turn names its token, its epoch and its id several times; who packs the last thousand again finds them.
+    """
     size = len(name)
     if size == 22 and name[21] in "AQgw":  # noqa: PLR2004 - 128 bits in base64 are 21 characters and a quarter
         try:
@@ -68,11 +73,15 @@ def _base64(bits: bytes) -> str:
     return b2a_base64(bits)[:22].translate(_URL_SAFE).decode()
 
 
-def pack_number(number: int) -> bytes:
-    """Return a number in seven bits a byte, the lowest first (LEB128)."""
-    if number < 128:  # noqa: PLR2004 - seven bits
-        return bytes((number,))
-    return bytes((number & 127 | 128,)) + pack_number(number >> 7)
+def pack_numbers(*numbers: int) -> bytes:
+    """Return each number in seven bits a byte, the lowest first (LEB128)."""
+    packed = bytearray()
+    for number in numbers:
+        while number > 127:  # noqa: PLR2004 - seven bits
+            packed.append(number & 127 | 128)
+            number >>= 7  # noqa: PLW2901 - what is left of it
+        packed.append(number)
+    return bytes(packed)
 
 
 def unpack_number(data: bytes, at: int) -> tuple[int, int]:
@@ -116,9 +125,9 @@ def pack_facts(entry: Entry, *, in_place: bool = False) -> bytes:
         flags |= _PLAIN
         if entry.id == entry.turn:
             flags, identifier = flags | _ALONE, b""
-    numbers = pack_number(entry.count) + pack_number(entry.turns) + pack_number(entry.start)
+    numbers = pack_numbers(entry.count, entry.turns, entry.start)
     document = json.dumps(rare, separators=(",", ":")).encode() if rare else b""
-    return b"".join((bytes((flags,)), turn, token, identifier, numbers, pack_number(len(document)) + document if rare else b""))
+    return b"".join((bytes((flags,)), turn, token, identifier, numbers, pack_numbers(len(document)) + document if rare else b""))
 
 
 def bits_of(name: str) -> bytes:

@@ -122,7 +122,7 @@ async def check_flat(url: str, sizes: tuple[int, ...]) -> None:
             assert sent < 1000 + 500, f"{sent} bytes sent with {entries} entries stored"
             if entries >= 20:
                 received.append(got)
-            assert got < 20 * (1000 + 66) + 400, f"{got} bytes received with {entries} entries stored"
+            assert got < 20 * (1000 + 77) + 220, f"{got} bytes received with {entries} entries stored"
     assert max(received) - min(received) < 200, received
 
 
@@ -312,7 +312,7 @@ async def test_no_verb_reads_a_table_from_end_to_end(postgres_wheel: PostgresWhe
         plan = "\n".join(row[0] for row in rows)
         assert "Seq Scan" not in plan, f"{name}:\n{plan}"
         for line, condition in re.findall(r"(Index .*Scan.* on convmem_entry .*)\n\s+Index Cond: (.*)", plan):
-            assert "conversation" in condition, f"{name}: {line} {condition}"
+            assert "conversation" in condition or "substr(facts, 9, 7) =" in condition, f"{name}: {line} {condition}"
     await link.close()
     async with PostgresStore.at(url) as store:
         for call in (lambda: store.load(key, turns=20), lambda: store.load(key, messages=20), lambda: store.list("user:1")):
@@ -350,21 +350,25 @@ async def test_a_worker_that_began_on_empty_tables_reads_no_table_from_end_to_en
 
 
 @pytest.mark.asyncio
-async def test_a_table_that_is_changed_under_a_worker_costs_it_nothing_but_a_trip(postgres_server: PostgresServer) -> None:
-    """A prepared statement whose result would change is refused by the server; the connection and the turn go on."""
+async def test_a_table_that_is_changed_under_a_worker_costs_it_nothing(postgres_server: PostgresServer) -> None:
+    """A turn goes on where it was. A prepared statement whose result would change is refused by the server, and prepared anew."""
     url = postgres_server.database()
     async with PostgresStore.at(url) as store:
         writer = Writer(store)
         await writer.append()
         await writer.load(turns=1)
+        await store.list(writer.key.owner)
         link = await asyncpg.connect(url)
         await link.execute("ALTER TABLE convmem.convmem_entry ALTER COLUMN n TYPE bigint")
-        await link.close()
         backends = await pids(url)
         for _ in range(2):
             assert (await store.load(writer.key, turns=1)).head == writer.head
             await writer.append()
         assert await pids(url) == backends
+        await link.execute("ALTER TABLE convmem.convmem_conversation ALTER COLUMN session TYPE varchar(200)")
+        await link.close()
+        for _ in range(2):
+            assert [item.key for item in (await store.list(writer.key.owner)).items] == [writer.key]
 
 
 @pytest.mark.asyncio
