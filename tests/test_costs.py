@@ -211,7 +211,8 @@ class TestInAFile:
             await self._trace(store, commits)
             keys = [SessionKey.for_user(number) for number in range(32)]
             for _ in range(3):
-                await asyncio.gather(*(fill(store, key, 1) for key in keys))
+                heads = [(await store.load(key, turns=0)).head for key in keys]
+                await asyncio.gather(*(store.append(key, head, still.turn_of(head)) for key, head in zip(keys, heads, strict=True)))
             assert commits.count("full") == 3
 
     async def test_a_turn_is_two_transactions_and_so_many_statements(self, tmp_path) -> None:

@@ -40,12 +40,14 @@ class Deployment:
 
     Attributes:
         url: The store behind the proxy, with timeouts short enough to wait for.
+        patient: The same, with timeouts that no pause of a busy machine reaches.
         direct: The same, straight at the server.
     """
 
     server: Server
     proxy: Proxy
     url: str
+    patient: str
     direct: str
 
 
@@ -83,8 +85,9 @@ async def redis(*, durable: bool = True, wheel: PostgresWheel | None = None) -> 
         options = () if durable else ("--appendonly", "no")
         with valkey.server(Path(folder), *options) as server:
             async with Proxy(HOST, server.port) as proxy:
-                quick = "?connect_timeout=0.4s&timeout=0.4s&unsafe=allow"
-                yield Deployment(server, proxy, f"redis://{HOST}:{proxy.port}/0{quick}", f"{server.url}?unsafe=allow")
+                behind = f"redis://{HOST}:{proxy.port}/0?unsafe=allow"
+                quick, patient = (f"{behind}&connect_timeout={term}&timeout={term}" for term in ("0.4s", "30s"))
+                yield Deployment(server, proxy, quick, patient, f"{server.url}?unsafe=allow")
 
 
 @asynccontextmanager
@@ -93,8 +96,8 @@ async def postgresql(*, durable: bool = True, wheel: PostgresWheel | None = None
     options = {} if durable else {"synchronous_commit": "off", "wal_writer_delay": "10s", "wal_writer_flush_after": "0"}
     with a_postgres(wheel, **options) as server:
         async with Proxy(HOST, server.port) as proxy:
-            behind = f"postgresql://postgres@{HOST}:{proxy.port}/postgres?timeout=0.8s&unsafe=allow"
-            yield Deployment(server, proxy, behind, server.url(query="?unsafe=allow"))
+            behind = f"postgresql://postgres@{HOST}:{proxy.port}/postgres?unsafe=allow"
+            yield Deployment(server, proxy, f"{behind}&timeout=0.8s", f"{behind}&timeout=30s", server.url(query="?unsafe=allow"))
 
 
 DEPLOYMENTS: dict[str, Callable[..., AbstractAsyncContextManager[Deployment]]] = {

@@ -38,7 +38,7 @@ async def test_retries_over_three_workers_are_stored_once(place):
         return JSONResponse(f"answer {asked}")
 
     stores = [open_store(place) for _ in range(3)]
-    settings = quick(window_turns=3, turn_wait="10s")
+    settings = quick(window_turns=3)
     workers = [
         Client(ConversationMiddleware(app_of(chat), store=store, settings=settings, resolvers=[from_callable(user_header)]))
         for store in stores

@@ -99,7 +99,7 @@ async def test_twin_a_blind_retry_is_found_to_double_turns(small_deployment, tmp
 @asynccontextmanager
 async def one_client(deployment: Deployment, folder, plant: str = "") -> AsyncIterator[tuple[Pod, Clients]]:
     """Return one pod, one client with a first turn stored, and a conversation."""
-    pod = Pod(deployment.url, plant=plant)
+    pod = Pod(deployment.patient, plant=plant)
     clients = Clients([pod], folder, count=1, conversations=["c0"])
     try:
         assert await take(pod, clients) == ""
