@@ -137,7 +137,7 @@ class PostgresStore(Store):
         token, term = (lease.token, lease.term.total_seconds()) if lease else (None, None)
         taken_when_held_by: str | None = None
         window = (_id_at(key.path), None if turns is None else min(turns, MOST), token and pack_name(token), term)
-        is_plain = turn is messages is before is None
+        is_plain = turn is None and messages is None and before is None
         for _ in range(MOST_TRIES):
             if is_plain:
                 together = turns is not None and await self._database.share(_LOAD, window)
