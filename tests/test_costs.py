@@ -235,10 +235,10 @@ class TestInAFile:
             log = await store.load(key, turns=25)
         with calls() as counted:
             assert len(log.entries) == 25
-        assert counted.of["stores/base.py:read"] == 0
+        assert counted.of["stores/packing.py:of"] == 0
         with calls() as counted:
             assert [stored.n for stored in log.entries] == list(range(6, 31))
-        assert counted.of["stores/base.py:read"] == 25
+        assert counted.of["stores/packing.py:of"] == 25
 
     async def _trace(self, store: SQLiteStore, commits: list[str]) -> None:
         """Note the level at which each transaction is committed."""

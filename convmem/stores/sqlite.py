@@ -21,7 +21,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, TypeVarTuple
+from typing import Any, ClassVar, Literal, TypeVar, TypeVarTuple
 
 from convmem.exceptions import StoreUnavailable
 from convmem.identifiers import new_token
@@ -118,8 +118,7 @@ class SQLiteStore(Store):
         lease: Lease | None = None,
     ) -> Log:
         """See `Store.load`."""
-        asked = _Asked(turns, messages, before, turn, lease)
-        return await self._run("load", READ if lease is None else LEASE, _load, key, asked)
+        return await self._run("load", READ if lease is None else LEASE, _load, key, turns, messages, before, turn, lease)
 
     async def append(self, key: SessionKey, after: Head, entry: Entry, *, ttl: timedelta | None = None, release: bool = False) -> Appended:
         """See `Store.append`."""
@@ -193,19 +192,18 @@ class SQLiteStore(Store):
 
 
 _SELECT_ROW = (
-    "SELECT id, created, updated, expires, token, taken, until, mark, ended, deleted, epoch, n, entry, turns, start, pinned"
+    "SELECT id, updated, expires, token, taken, until, mark, ended, deleted, epoch, n, entry, turns, start, pinned"
     " FROM conversation WHERE tenant = ? AND owner = ? AND session = ?"
 )
-_NOBODYS = (None, 0.0, 0.0, None, "", 0.0, 0.0, "", "{}", 0.0, "", 0, "", 0, 0, "")
+_NOBODYS = (None, 0.0, None, "", 0.0, 0.0, "", "{}", 0.0, "", 0, "", 0, 0, "")
 
 
 class _Row:
     """One row of `conversation`, or the default of an address nobody has used."""
 
-    __slots__ = ("created", "deleted", "ended", "expires", "head", "id", "mark", "taken", "token", "until", "updated")
+    __slots__ = ("deleted", "ended", "expires", "head", "id", "mark", "taken", "token", "until", "updated")
 
     id: int | None
-    created: float
     updated: float
     expires: float | None
     token: str
@@ -217,8 +215,8 @@ class _Row:
 
     def __init__(self, link: sqlite3.Connection, key: SessionKey) -> None:
         found: tuple[Any, ...] = link.execute(_SELECT_ROW, key.path).fetchone() or _NOBODYS
-        self.id, self.created, self.updated, self.expires, self.token, self.taken, self.until = found[:7]
-        self.mark, self.ended, self.deleted, epoch, n, entry, turns, start, pinned = found[7:]
+        self.id, self.updated, self.expires, self.token, self.taken, self.until, self.mark, self.ended, self.deleted, *head = found
+        epoch, n, entry, turns, start, pinned = head
         self.head = Head(epoch, n, entry, turns, start, _positions(pinned))
 
     def ended_epochs(self) -> dict[str, float]:
@@ -245,25 +243,22 @@ class _Row:
             self.id = link.execute("INSERT INTO conversation (tenant, owner, session) VALUES (?, ?, ?)", key.path).lastrowid
 
 
-class _Asked(NamedTuple):
-    """What a load was asked for."""
-
-    turns: int | None
-    messages: int | None
-    before: int | None
-    turn: str | None
-    lease: Lease | None
-
-
-def _load(link: sqlite3.Connection, key: SessionKey, asked: _Asked) -> Log:
-    lease = asked.lease
+def _load(
+    link: sqlite3.Connection,
+    key: SessionKey,
+    turns: int | None,
+    messages: int | None,
+    before: int | None,
+    turn: str | None,
+    lease: Lease | None,
+) -> Log:
     now = time.time()
     row = _Row(link, key)
-    found = None if asked.turn is None else _look_up(link, row, asked.turn, now)
+    found = None if turn is None else _look_up(link, row, turn, now)
     if lease and not (found and found.state == "complete") and row.live_token(now) in ("", lease.token):
         _hold(link, key, row, lease, now)
     held = row.live_token(now)
-    holder = Holder(held, timedelta(seconds=now - row.taken), timedelta(seconds=row.until - now)) if held else Holder()
+    holder = Holder(held, timedelta(0, now - row.taken), timedelta(0, row.until - now)) if held else Holder()
     deleted_at = _time(row.deleted) if row.mark else None
     ended = frozenset(row.ended_epochs())
     if row.expired(now):
@@ -271,9 +266,9 @@ def _load(link: sqlite3.Connection, key: SessionKey, asked: _Asked) -> Log:
         return Log(head, (), (), holder, found, expired=True, deleted_at=deleted_at, ended=ended)
     if not row.head.epoch:
         return Log(row.present(), (), (), holder, found, deleted_at=deleted_at, ended=ended)
-    end = row.head.n + 1 if asked.before is None else min(asked.before, row.head.n + 1)
+    end = row.head.n + 1 if before is None else min(before, row.head.n + 1)
     between = (row.position(row.head.start), row.position(max(end, 0)))
-    rows = _newest(link.execute(_SELECT_NEWEST, between), asked.turns, asked.messages)
+    rows = _newest(link.execute(_SELECT_NEWEST, between), turns, messages)
     entries = Unread(len(rows), partial(_unpacked, row.head.epoch, rows))
     first = rows[0][0] & _POSITION if rows else end
     pinned = _pinned(link, row, first) if row.head.pinned else ()
@@ -375,9 +370,9 @@ def _store(link: sqlite3.Connection, row: _Row, n: int, entry: Entry, now: float
         (n, entry.id, entry.turns, entry.start, _text(entry.pinned), updated, expires, row.token, row.until, row.id),
     )
     if not row.head.epoch or updated // _HOUR != row.updated // _HOUR:  # what indexes are of: they are written only where it changes
-        created = row.created if row.head.epoch else now
         link.execute(
-            "UPDATE conversation SET epoch = ?, created = ?, hour = ? WHERE id = ?", (entry.epoch, created, updated // _HOUR, row.id)
+            "UPDATE conversation SET epoch = ?, hour = ?, created = CASE epoch WHEN '' THEN ? ELSE created END WHERE id = ?",
+            (entry.epoch, updated // _HOUR, now, row.id),
         )
 
 
