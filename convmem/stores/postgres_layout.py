@@ -18,6 +18,7 @@ MOST = 2**31 - 2
 """The greatest position, and the longest window; one more can be counted."""
 _HEAD, _TIMES, _LOOKED_UP = Struct(">4xHIIII"), Struct(">qqq"), Struct(">4xI?")
 _FOUND = 255
+"""The first byte of what is no position: the facts of the turn that is looked up are behind it."""
 _EXPIRED, _TAKEN, _NEWEST, _HELD, _SHORT = 1, 2, 4, 8, 16
 _VALUE = itemgetter(0)
 
@@ -45,7 +46,7 @@ class Seen:
     """
 
     def __init__(self, rows: list[Any]) -> None:
-        """Unpack all but the entries; the rows are sorted where they are."""
+        """Unpack all but the entries; the rows are sorted where they are, so that the head comes first."""
         rows.sort(key=_VALUE)
         log: bytes = rows[0][0]
         flags, n, turns, start, self._low = _HEAD.unpack_from(log)
@@ -96,9 +97,7 @@ class Seen:
         window, pins = self._entries[low:], self._entries[1:low]
         entries: Window | tuple[StoredEntry, ...] = Window(len(window), self.head.epoch, partial(_places, window)) if window else ()
         pinned = tuple(unpack_entry(data, n, self.head.epoch) for n, data in _places(pins)) if pins else ()
-        begins_too_early = (
-            turns is not None and len(window) > turns and sum(1 for _ in groupby(turn_of(data[4:]) for data in window)) > turns
-        )
+        begins_too_early = turns is not None and len(window) > turns and _turns_in(window) > turns
         if messages is not None or begins_too_early:
             stored = (*pinned, *entries)
             entries = newest_turns(reversed(entries), turns, messages)
@@ -113,3 +112,7 @@ class Seen:
 
 def _places(packed: list[bytes]) -> list[tuple[int, bytes]]:
     return [(int.from_bytes(data[:4]), data[4:]) for data in packed]
+
+
+def _turns_in(packed: list[bytes]) -> int:
+    return sum(1 for _ in groupby(turn_of(data[4:]) for data in packed))

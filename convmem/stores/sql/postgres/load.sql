@@ -42,12 +42,12 @@ seen AS (
     SELECT last.n, last.facts, NOT seen.expired AND EXISTS (
         SELECT FROM convmem.convmem_entry AS e
         WHERE substr(e.facts, 9, 7) = substr(seen.turn, 1, 7) AND substr(e.facts, 9, 16) = seen.turn
-            AND e.conversation IS NOT DISTINCT FROM seen.id AND e.n > seen.start
+            AND e.conversation = seen.id AND e.n > seen.start
     ) AS visible
     FROM seen, LATERAL (
         SELECT abs(e.n) AS n, e.facts FROM convmem.convmem_entry AS e
         WHERE substr(e.facts, 9, 7) = substr(seen.turn, 1, 7) AND substr(e.facts, 9, 16) = seen.turn
-            AND e.conversation IS NOT DISTINCT FROM seen.id ORDER BY abs(e.n) DESC LIMIT 1
+            AND e.conversation = seen.id ORDER BY abs(e.n) DESC LIMIT 1
     ) AS last
 -- end
 ), held AS (

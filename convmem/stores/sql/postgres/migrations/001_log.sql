@@ -51,10 +51,9 @@ CREATE TABLE convmem.convmem_entry (
 
 ALTER TABLE convmem.convmem_entry ALTER COLUMN body SET STORAGE EXTERNAL;
 
--- The first 7 bytes of the turn: ids are made in the order of time, so that neighbours are written together, and 7 bytes of it are a
--- sixteenth of a millisecond, or 56 bits of a hash. A statement compares all 16, and the conversation as IS NOT DISTINCT FROM, by which
--- the primary key cannot be searched: this index finds a few rows where that finds the whole conversation. The whole turn and the
--- conversation in the index were 52 bytes for each entry instead of 20.
+-- The first 7 bytes of the turn: ids are made in the order of time, so that neighbours are written together, and those 7 bytes are a
+-- sixteenth of a millisecond (or 56 bits of a hash). Statements compare all 16, and the conversation, in the few rows that are found:
+-- with both in the index an entry would take 52 bytes of it instead of 20.
 CREATE INDEX convmem_entry_of_turn ON convmem.convmem_entry (substr(facts, 9, 7));
 
 -- Who holds a conversation, and the head as of the last write: whoever waited for this row compares that head with the one it
