@@ -21,7 +21,8 @@ _KINDS = (Kind.TURN, Kind.EDIT, Kind.RESET)
 _CLOSING, _MORE, _PLAIN, _ALONE = 4, 8, 16, 32
 _HEX, _BASE64, _LONG = 255, 254, 253
 _TAGS = (_HEX, _BASE64, _HEX)
-_STORED = 7
+STORED = 7
+"""How many bytes of an entry say when it was stored."""
 _PLAIN_ENTRY = Struct(">8x16s16sBBB")
 _BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 _URL_SAFE, _STANDARD = bytes.maketrans(b"+/", b"-_"), bytes.maketrans(b"-_+/", b"+/!!")
@@ -144,7 +145,7 @@ class _Stored(StoredEntry):
 
 def unpack_entry(data: bytes, n: int, epoch: str) -> StoredEntry:
     """Return an entry of the list, at its position."""
-    flags = data[_STORED]
+    flags = data[STORED]
     if flags & _PLAIN:
         turn_bits, token_bits, count, turns, start = _PLAIN_ENTRY.unpack_from(data)
         turn, token, at = turn_bits.hex(), _base64(token_bits), _PLAIN_ENTRY.size
@@ -154,7 +155,7 @@ def unpack_entry(data: bytes, n: int, epoch: str) -> StoredEntry:
             identifier, at = data[40:56].hex(), at + 16
             count, turns, start = data[56:59]
     else:
-        turn, at = unpack_name(data, _STORED + 1)
+        turn, at = unpack_name(data, STORED + 1)
         token, at = unpack_name(data, at)
         identifier, at = unpack_name(data, at)
         count, turns, start = data[at : at + 3]
@@ -173,7 +174,7 @@ def unpack_entry(data: bytes, n: int, epoch: str) -> StoredEntry:
         at += size
     kind, closing = _KINDS[flags & 3], flags & _CLOSING != 0
     entry = Entry.read(identifier, turn, token, epoch, data[at:], count, kind, closing, turns, start, *rare)
-    return _Stored(n, entry, data[:_STORED])
+    return _Stored(n, entry, data[:STORED])
 
 
 def unpack_apart(window: Sequence[int | bytes], epoch: str) -> Iterator[StoredEntry]:
@@ -211,9 +212,9 @@ class Window(Unread):
 
 def id_of(data: bytes) -> str:
     """Return the id of an entry of the list."""
-    if data[_STORED] & _PLAIN:
-        return (data[8:24] if data[_STORED] & _ALONE else data[40:56]).hex()
-    _, at = unpack_name(data, _STORED + 1)
+    if data[STORED] & _PLAIN:
+        return (data[8:24] if data[STORED] & _ALONE else data[40:56]).hex()
+    _, at = unpack_name(data, STORED + 1)
     _, at = unpack_name(data, at)
     return unpack_name(data, at)[0]
 

@@ -121,11 +121,11 @@ class RedisStore(Store):
         tail = min(turns, _LONGEST_TAIL) if turns and messages is None and before is None else 0
         if tail:
             behind = pack(b"LRANGE", keys[1], b"%d" % -tail, b"-1")
-            reply, entries = await self._run("load", keys, (layout.pack_load(turns, None, None, tail, turn, lease),), behind)
+            reply, entries = await self._run("load", keys, layout.pack_load(turns, None, None, tail, turn, lease), behind)
             log = layout.unpack_load(reply, entries, turn, lease)
             if log is not None:
                 return log
-        (reply,) = await self._run("load", keys, (layout.pack_load(turns, messages, before, 0, turn, lease),))
+        (reply,) = await self._run("load", keys, layout.pack_load(turns, messages, before, 0, turn, lease))
         log = layout.unpack_load(reply, (), turn, lease)
         assert log is not None
         return log
@@ -164,7 +164,7 @@ class RedisStore(Store):
 
     async def renew(self, key: SessionKey, lease: Lease, head: Head) -> bool:
         """See `Store.renew`."""
-        return bool((await self._run("renew", self._keys.of(key), (layout.pack_renew(lease, head),)))[0])
+        return bool((await self._run("renew", self._keys.of(key), layout.pack_renew(lease, head)))[0])
 
     async def release(self, key: SessionKey, token: str) -> None:
         """See `Store.release`."""

@@ -122,7 +122,6 @@ class TestCost:
                 "time": 2,
                 "hmget": 2,
                 "llen": 2,
-                "hexists": 1,
                 "hset": 2,
                 "rpush": 1,
                 "zadd": 1,
