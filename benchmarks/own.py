@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from benchmarks.workload import WINDOW, System, answer, question
 from convmem import ConversationMiddleware, Message, SessionKey, Settings, Window, current_conversation, from_callable, open_store
 from convmem.access import open_conversation
 from convmem.identifiers import new_id, new_token
+from convmem.messages import encode_message, encode_messages
 from convmem.stores.base import Entry, Head, Lease, Outcome
 from convmem.stores.sqlite import SQLiteStore
 
@@ -25,9 +25,7 @@ _LEASE = timedelta(seconds=8)
 
 
 def _body() -> bytes:
-    said = [{"role": "user", "content": question()}, {"role": "assistant", "content": answer()}]
-    stored = [{**each, "id": new_id(), "created_at": "2026-01-01T00:00:00.000000+00:00"} for each in said]
-    return json.dumps(stored, separators=(",", ":")).encode()
+    return encode_messages(map(encode_message, (Message.user(question()), Message.assistant(answer()))))
 
 
 _BODIES = itertools.cycle([_body() for _ in range(251)])

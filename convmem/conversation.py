@@ -39,8 +39,8 @@ class Conversation:
         loop: The event loop it belongs to, for adapters of frameworks that call from threads.
     """
 
-    _viewed: tuple[tuple[windows.Turn, ...], tuple[tuple[str, ...], int], windows.View] | None = None
-    _sighted: tuple[Decoded, int, tuple[windows.Turn, ...], tuple[Message, ...]] | None = None
+    _viewed: tuple[tuple[windows.Turn[Message], ...], tuple[tuple[str, ...], int], windows.View] | None = None
+    _sighted: tuple[Decoded, int, tuple[windows.Turn[Message], ...], tuple[Message, ...]] | None = None
 
     def __init__(self, work: Work) -> None:
         """See the worker's side of it. Apps do not call this."""
@@ -395,7 +395,7 @@ class Conversation:
             async for chunk in chunks:
                 yield chunk
 
-    def _sight(self, turn: Turn) -> tuple[tuple[windows.Turn, ...], tuple[Message, ...]]:
+    def _sight(self, turn: Turn) -> tuple[tuple[windows.Turn[Message], ...], tuple[Message, ...]]:
         """What edits have left of the loaded turns, and of the pinned messages."""
         decoded = turn.decoded()
         edits = [item for item in turn.said if isinstance(item, Edit)]

@@ -6,6 +6,7 @@ import os
 import time
 from binascii import b2a_base64
 from datetime import UTC, datetime
+from functools import lru_cache
 
 _RANDOM_BITS = 62
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
@@ -21,6 +22,20 @@ def new_id() -> str:
     fraction = rest * 4096 // 1_000_000
     number = milliseconds << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | int.from_bytes(os.urandom(8)) >> 64 - _RANDOM_BITS
     return f"{number:032x}"
+
+
+def new_message_id() -> str:
+    """Return a time in UTC as text in ISO 8601, whose digits behind the microsecond are random: an id that says when it was made.
+
+    ``20261121T171349.123456071828182845904Z``: 48 random bits. Ids made by one process in different microseconds sort in that order.
+    """
+    seconds, rest = divmod(time.time_ns(), 1_000_000_000)
+    return f"{_second(seconds)}.{rest // 1000:06}{int.from_bytes(os.urandom(6)):015}Z"
+
+
+@lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y%m%dT%H%M%S", time.gmtime(seconds))
 
 
 def new_token() -> str:

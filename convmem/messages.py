@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timezone
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -24,15 +25,15 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetPydanticSchema,
-    TypeAdapter,
     ValidationError,
     WithJsonSchema,
 )
-from pydantic_core import CoreSchema, core_schema, from_json, to_json
+from pydantic_core import CoreSchema, SchemaValidator, core_schema, from_json, to_json
 
 from convmem.exceptions import InvalidMessage
-from convmem.identifiers import new_id
+from convmem.identifiers import new_message_id
 
+T = TypeVar("T")
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 State: TypeAlias = Literal["complete", "interrupted", "running"]
 
@@ -182,6 +183,7 @@ def _with_offset(moment: datetime) -> datetime:
 
 _WRITTEN_MOMENT = r"^[0-9W-]+T[0-9:.,]+(Z|[+-][0-9:]+)$"
 """A date, a time and an offset. To ask the time itself for its offset would take twice as long as reading it does."""
+_is_written_moment = re.compile(_WRITTEN_MOMENT).match
 
 
 def _moment_schema(_source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -190,10 +192,20 @@ def _moment_schema(_source: object, handler: GetCoreSchemaHandler) -> CoreSchema
     return core_schema.json_or_python_schema(stored, handler(Annotated[AwareDatetime, AfterValidator(_with_offset)]))
 
 
+def _moment_in(identifier: str) -> datetime | None:
+    """Return the time an id is, and None when it is not the text of one."""
+    if not _is_written_moment(identifier):
+        return None
+    try:
+        return datetime.fromisoformat(identifier)
+    except ValueError:
+        return None
+
+
 Moment: TypeAlias = Annotated[datetime, GetPydanticSchema(_moment_schema), WithJsonSchema({"type": "string", "format": "date-time"})]
 
 
-class Message(_Frozen):
+class Message(_Frozen, defer_build=True):
     """One message. Frozen; equal when all fields are, whatever its `state`.
 
     Attributes:
@@ -202,8 +214,8 @@ class Message(_Frozen):
         tool_calls: What an assistant wants called.
         tool_call_id: Which call a tool's message answers.
         name: The speaker's or the tool's name.
-        id: Unique, sortable by the time it was made.
-        created_at: When, with its offset from UTC.
+        id: Unique, sortable by the time it was made: it is that time.
+        created_at: When, with its offset from UTC; not given, it is the time the id is, and now when that is none.
         metadata: Yours: JSON values, bytes, and floats that are not finite.
         extras: What has no neutral form, by framework.
     """
@@ -213,8 +225,8 @@ class Message(_Frozen):
     tool_calls: Annotated[tuple[ToolCall, ...], BeforeValidator(_tuple)] = ()
     tool_call_id: Text | None = None
     name: Text | None = None
-    id: Text = Field(default_factory=new_id)
-    created_at: Moment = Field(default_factory=lambda: datetime.now(UTC))
+    id: Text = Field(default_factory=new_message_id)
+    created_at: Moment = Field(default_factory=lambda given: _moment_in(given["id"]) or datetime.now(UTC))
     metadata: dict[Text, Any] = Field(default_factory=dict)
     extras: dict[Text, Any] = Field(default_factory=dict)
 
@@ -281,6 +293,46 @@ class Message(_Frozen):
     def __hash__(self) -> int:
         """Hash the id."""
         return hash(self.id)
+
+
+def _untagged(value: T) -> T:
+    """Refuse what may hold a value JSON has no form for."""
+    if b'"$' in to_json(value):
+        msg = "is to be unpacked"
+        raise ValueError(msg)
+    return value
+
+
+def _stored_messages() -> SchemaValidator:
+    """Return what makes messages of a stored body, in one call: of text, and without a value JSON has no form for.
+
+    It checks what was checked before once more, but no more than that, and knows what is left out of the stored form. pydantic-core
+    takes the validator of a model that has one, whatever it is told here; so this comes before `Message` is built.
+    """
+    text, optional = core_schema.str_schema(), core_schema.nullable_schema(core_schema.str_schema())
+    moment = core_schema.no_info_after_validator_function(datetime.fromisoformat, core_schema.str_schema(pattern=_WRITTEN_MOMENT))
+    calls = core_schema.tuple_schema([ToolCall.__pydantic_core_schema__], variadic_item_index=0)
+    objects = core_schema.no_info_after_validator_function(_untagged, core_schema.dict_schema(text, core_schema.any_schema()))
+    schemas = {
+        "role": core_schema.literal_schema(list(get_args(Role))),
+        "content": text,
+        "tool_calls": _or(core_schema.no_info_after_validator_function(_untagged, calls), default=()),
+        "tool_call_id": _or(optional, default=None),
+        "name": _or(optional, default=None),
+        "id": text,
+        "created_at": moment,
+        "metadata": _or(objects, default_factory=dict),
+        "extras": _or(objects, default_factory=dict),
+    }
+    told: dict[str, list[list[str | int]]] = {"created_at": [["created_at"], ["id"]]}
+    fields = {name: core_schema.model_field(schema, validation_alias=told.get(name)) for name, schema in schemas.items()}
+    message = core_schema.model_schema(Message, core_schema.model_fields_schema(fields, extra_behavior="forbid"), frozen=True)
+    return SchemaValidator(core_schema.list_schema(message))
+
+
+_or = core_schema.with_default_schema
+_STORED = _stored_messages()
+Message.model_rebuild()
 
 
 class Edit(_Frozen):
@@ -387,9 +439,14 @@ def decode_body(body: bytes) -> list[Item]:
     Raises:
         ValueError: The body is not what `encode_messages` makes, in this version or a later one.
     """
-    said = _plain_messages(body)
-    if said is not None:
-        return said
+    try:
+        return _STORED.validate_json(body)  # type: ignore[no-any-return]
+    except ValidationError:
+        return _long_decoded(body)
+
+
+def _long_decoded(body: bytes) -> list[Item]:
+    """Return what the validator refuses, if it can be read at all; what it takes is read the same here."""
     try:
         documents = _parsed(body)
         if not isinstance(documents, list):
@@ -399,27 +456,6 @@ def decode_body(body: bytes) -> list[Item]:
     except (ValidationError, InvalidMessage, KeyError, TypeError, AttributeError, RecursionError) as error:
         msg = f"not a list of messages: {type(error).__name__}"
         raise ValueError(msg) from error
-
-
-def _plain_messages(body: bytes) -> list[Item] | None:
-    """Return what nearly all bodies are, in one call of the validator: messages of text, without a value JSON has no form for.
-
-    None leaves it to the long way, which reads the same in these, and all others.
-    """
-    try:
-        said: list[Message] = _MESSAGES.validate_json(body)
-    except ValidationError:
-        return None
-    for message in said:
-        given = message.__pydantic_fields_set__
-        if type(message.content) is not str or (given != _ALWAYS and (not given > _ALWAYS or _may_need_unpacking(body))):
-            return None
-    return [*said]
-
-
-def _may_need_unpacking(body: bytes) -> bool:
-    """Return whether a key may begin with ``$``."""
-    return (b"$" in body and b'"$' in body) or b"\\u0024" in body  # the first is quick
 
 
 def _parsed(body: bytes) -> Any:
@@ -450,7 +486,8 @@ def _document(message: Message) -> dict[str, Any]:
     if message.name is not None:
         document["name"] = _pack_text(message.name)
     document["id"] = _pack_text(message.id)
-    document["created_at"] = message.created_at.isoformat()
+    if message.created_at.tzinfo is not UTC or message.created_at != _moment_in(message.id):
+        document["created_at"] = message.created_at.isoformat()
     if message.metadata:
         document["metadata"] = _pack(message.metadata, "metadata")
     if message.extras:
@@ -490,7 +527,7 @@ def _message(document: dict[str, Any]) -> Message:
         fields["tool_calls"] = tuple(
             ToolCall(id=call["id"], name=call["name"], arguments=call["arguments"]) for call in fields["tool_calls"]
         )
-    fields["created_at"] = datetime.fromisoformat(fields["created_at"])
+    fields["created_at"] = datetime.fromisoformat(fields["created_at"]) if "created_at" in fields else _moment_in(fields["id"])
     return Message(**fields)
 
 
@@ -506,8 +543,7 @@ def _edit(document: dict[str, Any]) -> Edit:
     return Edit(action=document["edit"], ids=tuple(map(_unpack, document["ids"])), before=document.get("before"))
 
 
-_MESSAGES = TypeAdapter(list[Message]).validator
-_ALWAYS = frozenset(("role", "content", "id", "created_at"))
+_ALWAYS = frozenset(("role", "content", "id"))
 _KNOWN = frozenset(Message.model_fields)
 _PART_TYPES: dict[str, type[TextPart | ImagePart | AudioPart | FilePart | ReasoningPart]] = {
     "text": TextPart,

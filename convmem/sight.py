@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import cast
@@ -11,7 +11,7 @@ from typing import cast
 from convmem import windows
 from convmem.keys import SessionKey
 from convmem.messages import Edit, Item, Message, State, decode_body, edited
-from convmem.stores.base import Log, StoredEntry
+from convmem.stores.base import Entry, Log, StoredEntry
 
 logger = logging.getLogger("convmem.conversation")
 
@@ -44,17 +44,18 @@ class Decoded:
     """
 
     log: Log
-    turns: tuple[tuple[tuple[Item, ...], State], ...]
+    turns: tuple[windows.Turn[Item], ...]
     pinned: tuple[Item, ...]
     corrupt: tuple[int, ...]
 
-    def seen(self, edits: Sequence[Edit] = ()) -> tuple[tuple[windows.Turn, ...], tuple[Message, ...]]:
+    def seen(self, edits: Sequence[Edit] = ()) -> tuple[tuple[windows.Turn[Message], ...], tuple[Message, ...]]:
         """Return what edits have left of the turns, and of the pinned system messages; `edits` stand behind all of them."""
         said = [self.pinned, *[items for items, _ in self.turns]]
-        nothing_edited = not edits and {Message}.issuperset(map(type, chain(*said)))
-        pinned, *rest = cast("list[tuple[Message, ...]]", said) if nothing_edited else map(tuple, edited([*said, edits]))
-        turns = tuple([windows.Turn(messages, state) for messages, (_, state) in zip(rest, self.turns, strict=False) if messages])
-        return turns, tuple([message for message in pinned if message.role == "system"])
+        turns, pinned = cast("tuple[windows.Turn[Message], ...]", self.turns), cast("tuple[Message, ...]", self.pinned)
+        if edits or not {Message}.issuperset(map(type, chain(*said))):
+            pinned, *rest = map(tuple, edited([*said, edits]))
+            turns = tuple(windows.Turn(messages, turn.state) for messages, turn in zip(rest, turns, strict=False))
+        return tuple([turn for turn in turns if turn[0]]), tuple([message for message in pinned if message.role == "system"])
 
     def said(self, present: Sequence[Item]) -> Said:
         """Return all of it, with what the present turn says behind it."""
@@ -79,19 +80,31 @@ def decode(log: Log, *, without: str | None, key: SessionKey) -> Decoded:
         key: The conversation's, for the log.
     """
     corrupt: list[int] = []
-    decoded = [(turn.id, _items(turn.entries, corrupt), turn.state) for turn in log.turns]
-    turns = tuple([(items, state) for turn, items, state in decoded if turn != without])
-    pinned = _items(log.pinned, corrupt)
+    names: list[str] = []
+    said: list[list[Item]] = []
+    last: list[Entry] = []
+    for stored in log.entries:
+        entry, items = stored.entry, _items(stored, corrupt)
+        if names and entry.turn == names[-1]:
+            said[-1] += items
+            last[-1] = entry
+        else:
+            names.append(entry.turn)
+            said.append(items)
+            last.append(entry)
+    together = zip(names, said, last, strict=True)
+    turns = tuple(
+        [windows.Turn(tuple(items), "complete" if end.closing else log.state_of(end)) for turn, items, end in together if turn != without]
+    )
+    pinned = tuple([item for stored in log.pinned for item in _items(stored, corrupt)])
     if corrupt:
         logger.warning("conversation %s: entries %s cannot be decoded; the rest is loaded", key.digest, corrupt)
     return Decoded(log, turns, pinned, tuple(corrupt))
 
 
-def _items(entries: Iterable[StoredEntry], corrupt: list[int]) -> tuple[Item, ...]:
-    items: list[Item] = []
-    for stored in entries:
-        try:
-            items += decode_body(stored.entry.body)
-        except ValueError:
-            corrupt.append(stored.n)
-    return tuple(items)
+def _items(stored: StoredEntry, corrupt: list[int]) -> list[Item]:
+    try:
+        return decode_body(stored.entry.body)
+    except ValueError:
+        corrupt.append(stored.n)
+        return []

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Literal
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from convmem.exceptions import ConfigurationError
-from convmem.messages import Message, State, ToolCall
+from convmem.messages import Item, Message, State, ToolCall
 from convmem.records import record
 from convmem.tokens import Counter, Meter
+
+Said = TypeVar("Said", bound=Item)
 
 NO_RESULT = "(There is no result: the call was interrupted.)"
 """What closes a tool call that never got its result, under ``Window(unanswered="close")``. It is shown, and never stored."""
@@ -64,16 +66,15 @@ class Window:
             raise ConfigurationError(msg)
 
 
-@record
-class Turn:
+class Turn(NamedTuple, Generic[Said]):
     """What one request appended.
 
     Attributes:
-        messages: In order, each in the state `complete`, as it was decoded.
+        messages: In order, each in the state `complete`, as it was decoded; among them edits and notes, before these are applied.
         state: Whether it has an end.
     """
 
-    messages: tuple[Message, ...]
+    messages: tuple[Said, ...]
     state: State = "complete"
 
 
@@ -95,7 +96,7 @@ class View:
 
 
 def view(
-    turns: Sequence[Turn],
+    turns: Sequence[Turn[Message]],
     window: Window,
     *,
     pinned: Iterable[Message] = (),
@@ -135,7 +136,7 @@ def view(
     return View((*_distinct_system(lifted, valid), *valid), len(kept), cut, full)
 
 
-def _newest(turns: Sequence[Turn], window: Window) -> tuple[list[Turn], bool]:
+def _newest(turns: Sequence[Turn[Message]], window: Window) -> tuple[list[Turn[Message]], bool]:
     kept = list(turns if window.turns is None else turns[-window.turns :])
     if window.messages is None or not kept:
         return kept, False
@@ -160,7 +161,7 @@ class _Budget:
         self._lifted = {message.text: message for message in system}
         self._room = tokens - meter.total(self._lifted.values())
 
-    def newest(self, turns: list[Turn], answers: list[Message]) -> tuple[list[Turn], bool]:
+    def newest(self, turns: list[Turn[Message]], answers: list[Message]) -> tuple[list[Turn[Message]], bool]:
         """Return the newest turns that fit, and whether the one returned is cut."""
         flat = [(i, message) for i, turn in enumerate(turns) for message in turn.messages]
         shown: list[list[Message]] = [[] for _ in turns]
@@ -182,7 +183,7 @@ class _Budget:
             if message.role == "system" and (lifted := self._lifted.pop(message.text, None)) is not None:
                 self._room += self._meter.of(lifted)
 
-    def _cut(self, turn: Turn, room: int) -> tuple[list[Turn], bool]:
+    def _cut(self, turn: Turn[Message], room: int) -> tuple[list[Turn[Message]], bool]:
         opening, units = _parts(turn.messages)
         own = [message for message in opening if message.role == "system"]
         room -= self._meter.total(opening) - self._meter.total({message.text: message for message in own}.values())

@@ -20,8 +20,11 @@ from convmem.stores.base import Entry, Log, Store
 from convmem.stores.memory import MemoryStore
 from convmem.stores.sqlite import SQLiteStore
 from convmem.testing import FaultyStore
+from tests.servers.processes import PATIENCE
 
 SECRET = "a secret key of thirty-two bytes"
+AT_ONCE = 15.0
+"""Seconds within which is done what waits for nobody: fewer than a turn waits for another, more than a busy machine needs."""
 ADA = SessionKey.for_user("ada")
 BOB = SessionKey.for_user("bob")
 
@@ -32,8 +35,8 @@ def user_header(scope: Scope) -> str | None:
 
 
 def quick(**overrides: object) -> Settings:
-    """Return settings whose waits are short; nothing is read from the environment."""
-    return Settings({}, **{"secret_key": SECRET, "turn_wait": "2s", "lease": "1s", **overrides})
+    """Return settings with a secret; nothing is read from the environment."""
+    return Settings({}, **{"secret_key": SECRET, "turn_wait": "30s", "lease": "10s", **overrides})
 
 
 @dataclass
@@ -262,7 +265,7 @@ class Socket:
     async def __aenter__(self) -> Self:
         self._said.put_nowait({"type": "websocket.connect"})
         self._app = asyncio.create_task(self._run())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             await self._answered.wait()
         self.client.keep_cookies(self.handshake.headers)
         return self
@@ -280,7 +283,7 @@ class Socket:
 
     async def hear(self) -> str | None:
         """Return the next message of the app; None when the connection is over."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             return await self._heard.get()
 
     async def ask(self, text: str) -> str | None:
@@ -301,7 +304,7 @@ class Socket:
     async def over(self) -> None:
         """Wait until the app is done."""
         assert self._app is not None
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             await asyncio.wait([self._app])
 
     def cancel(self) -> None:
@@ -387,7 +390,7 @@ class World:
         here = asyncio.current_task()
         others = [task for task in asyncio.all_tasks() if task is not here]
         if others:
-            await asyncio.wait(others, timeout=2)
+            await asyncio.wait(others, timeout=PATIENCE)
         leaked = [task for task in asyncio.all_tasks() if task is not here and not task.done()]
         assert not leaked, f"tasks are left: {leaked}"
         for key in self.keys:

@@ -1,7 +1,7 @@
 """Rules of every run: what is only for ``--all``, and no test is skipped without a declared reason."""
 
 import random
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,6 @@ settings.register_profile("any machine", deadline=None)  # a deadline measures h
 settings.load_profile("any machine")
 
 DECLARED = "declared: "
-UNDECLARED = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,9 +23,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker and start with no undeclared skip."""
+    """Declare the marker, and watch for undeclared skips."""
     config.addinivalue_line("markers", "all_only: only with --all, because it takes long")
-    config.stash[UNDECLARED] = []
+    config.pluginmanager.register(Skips())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -38,43 +37,39 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=f"{DECLARED}only with --all"))
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Note each test that was skipped for a reason that does not begin with ``declared: ``."""
-    report = yield
-    _note(item.config, report)
-    return report
+class Skips:
+    """What was skipped for a reason that does not begin with ``declared: ``, in whichever process of the run."""
 
+    def __init__(self) -> None:
+        self.undeclared: dict[str, None] = {}
 
-@pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Note each module that skipped itself, as ``pytest.importorskip`` does."""
-    report = yield
-    _note(collector.config, report)
-    return report
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note a test."""
+        self._note(report)
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Note a module that skipped itself, as ``pytest.importorskip`` does."""
+        self._note(report)
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail a run that would have passed in spite of an undeclared skip."""
-    if session.config.stash[UNDECLARED] and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Fail a run that would have passed in spite of an undeclared skip."""
+        if self.undeclared and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Name the skips that failed the run."""
+        if self.undeclared:
+            terminalreporter.section("skipped without a declared reason: this run failed", red=True)
+            for line in self.undeclared:
+                terminalreporter.write_line(line)
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Name the skips that failed the run."""
-    if config.stash[UNDECLARED]:
-        terminalreporter.section("skipped without a declared reason: this run failed", red=True)
-        for line in config.stash[UNDECLARED]:
-            terminalreporter.write_line(line)
-
-
-def _note(config: pytest.Config, report: pytest.TestReport | pytest.CollectReport) -> None:
-    if report.outcome != "skipped" or hasattr(report, "wasxfail"):
-        return
-    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-    reason = reason.removeprefix("Skipped: ")
-    if not reason.startswith(DECLARED):
-        config.stash[UNDECLARED].append(f"{report.nodeid}: {reason}")
+    def _note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        if report.outcome != "skipped" or hasattr(report, "wasxfail"):
+            return
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reason = reason.removeprefix("Skipped: ")
+        if not reason.startswith(DECLARED):
+            self.undeclared[f"{report.nodeid}: {reason}"] = None
 
 
 @pytest.fixture

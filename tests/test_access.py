@@ -29,7 +29,7 @@ from convmem import (
 from convmem.conversation import work_of
 from convmem.stores.memory import MemoryStore
 from tests import asgi_client
-from tests.asgi_client import ADA, BOB, SECRET
+from tests.asgi_client import ADA, AT_ONCE, BOB, SECRET
 from tests.test_middleware import app_of
 
 pytestmark = pytest.mark.asyncio
@@ -104,7 +104,7 @@ async def test_a_turn_opened_inside_ones_own_request_is_refused_at_once(memory_w
         async with open_conversation(conversation.key):
             pass
 
-    answer = await asyncio.wait_for(memory_world.serve(app_of(handler)).post(), 1)
+    answer = await asyncio.wait_for(memory_world.serve(app_of(handler)).post(), AT_ONCE)
     assert (answer.status, answer.code, answer.data["own_turn"]) == (409, "conversation_busy", True)
 
 
@@ -188,7 +188,7 @@ async def test_a_job_that_died_with_its_event_loop_is_waited_for_as_long_as_its_
         left.append((opened, await opened.__aenter__()))
 
     async def next_one() -> None:
-        async with asyncio.timeout(5), open_conversation(ADA, store=store):
+        async with asyncio.timeout(AT_ONCE), open_conversation(ADA, store=store):
             pass
 
     await asyncio.to_thread(lambda: asyncio.run(dying()))
@@ -206,7 +206,7 @@ async def test_a_job_that_ends_does_not_wait_for_one_that_goes_on(memory_world):
 
     other = asyncio.create_task(goes_on())
     await begun.wait()
-    async with asyncio.timeout(2), open_conversation(ADA, store=memory_world.store):
+    async with asyncio.timeout(AT_ONCE), open_conversation(ADA, store=memory_world.store):
         pass
     ended.set()
     await other
@@ -285,7 +285,7 @@ async def test_a_job_delivered_twice_at_once_runs_once(world):
     async with open_conversation(ADA, store=world.store, idempotency_key="job-17") as conversation:
         conversation.append(Message.assistant("done"))
         with pytest.raises(ConversationBusy) as busy:
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(AT_ONCE):
                 await job(world)
         assert busy.value.same_turn
     assert await job(world, "done again") == (True, ["done"])
@@ -372,7 +372,7 @@ async def test_a_job_waits_no_longer_than_its_settings_say(world, monkeypatch):
     monkeypatch.setenv("CONVMEM_CONCURRENCY", "reject")
     async with open_conversation(ADA, store=world.store):
         with pytest.raises(ConversationBusy):
-            async with asyncio.timeout(1), open_conversation(ADA, store=SameStore(world)):
+            async with asyncio.timeout(AT_ONCE), open_conversation(ADA, store=SameStore(world)):
                 pass
 
 

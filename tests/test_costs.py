@@ -6,7 +6,7 @@ import sqlite3
 import sys
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from types import FrameType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -179,6 +179,19 @@ class TestOnTheDisk:
         assert max(written.values()) <= 5.2
         assert abs(written[500] - written[20]) <= 1
 
+    async def test_of_an_entry_little_is_stored_beside_its_body(self, tmp_path) -> None:
+        """Its names are 16 bytes each, the id only where it is not the turn's; a text of them was twice as long."""
+        path = tmp_path / "convmem.db"
+        async with SQLiteStore(path) as store:
+            await ask(wrapped(still.appending, store), request_scope(visitor_cookie()), Sink())
+            (item,) = (await store.list(None)).items
+            (stored,) = (await store.load(item.key)).entries
+        with closing(sqlite3.connect(path)) as link:
+            names = [name for _, name, *_ in link.execute("PRAGMA table_info(entry)")]
+            (length,) = link.execute("SELECT length(packed) FROM entry").fetchone()
+        assert names == ["id", "visible", "packed"]
+        assert length - len(stored.entry.body) <= 43
+
     async def _pages(self, path, turn: Callable[[], Awaitable[None]]) -> float:
         """Return how many pages a turn writes, on the average of ten: a table that grows is split now and then."""
         with sqlite3.connect(path) as link:
@@ -222,10 +235,10 @@ class TestInAFile:
             log = await store.load(key, turns=25)
         with calls() as counted:
             assert len(log.entries) == 25
-        assert counted.of["stores/base.py:read"] == 0
+        assert counted.of["stores/packing.py:of"] == 0
         with calls() as counted:
             assert [stored.n for stored in log.entries] == list(range(6, 31))
-        assert counted.of["stores/base.py:read"] == 25
+        assert counted.of["stores/packing.py:of"] == 25
 
     async def _trace(self, store: SQLiteStore, commits: list[str]) -> None:
         """Note the level at which each transaction is committed."""

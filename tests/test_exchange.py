@@ -31,7 +31,7 @@ from convmem.stores.base import Lease
 from convmem.stores.memory import MemoryStore
 from convmem.testing import FaultyStore
 from tests import asgi_client
-from tests.asgi_client import ADA, plain, quick, read
+from tests.asgi_client import ADA, AT_ONCE, plain, quick, read
 
 pytestmark = pytest.mark.asyncio
 world, memory_world = asgi_client.world, asgi_client.memory_world
@@ -414,8 +414,8 @@ class TestRecord:
             conversation.append(Message.user("hi"))
             return StreamingResponse(conversation.record(model()))
 
-        await asyncio.wait_for(world.serve(app_of(handler)).post(leave=leave), 5)
-        await asyncio.wait_for(closed.wait(), 1)
+        await asyncio.wait_for(world.serve(app_of(handler)).post(leave=leave), AT_ONCE)
+        await asyncio.wait_for(closed.wait(), AT_ONCE)
         assert await world.texts() == ["user: hi", "assistant: a"]
         assert await world.states() == ["interrupted"]
 
@@ -544,7 +544,7 @@ class TestOutcomes:
             conversation.append(Message.user("hi"))
             return StreamingResponse(conversation.record(model()))
 
-        await asyncio.wait_for(world.serve(app_of(handler)).post(leave=leave), 5)
+        await asyncio.wait_for(world.serve(app_of(handler)).post(leave=leave), AT_ONCE)
         assert await world.texts() == ["user: hi"]
         assert await world.states() == ["interrupted"]
 
@@ -615,7 +615,7 @@ class TestOutcomes:
 
         handler = stream_of("a", after=lambda: _leave_and_wait(leave))
         app = app_of(handler, middleware=[Middleware(BaseHTTPMiddleware, dispatch=passes)])
-        await asyncio.wait_for(world.serve(app).post(text="hi", leave=leave), 5)
+        await asyncio.wait_for(world.serve(app).post(text="hi", leave=leave), AT_ONCE)
         assert await world.texts() == ["user: hi", "assistant: a"]
         assert await world.states() == ["interrupted"]
 
@@ -635,7 +635,7 @@ class TestOutcomes:
             return StreamingResponse(body())
 
         app = app_of(handler, middleware=[Middleware(BaseHTTPMiddleware, dispatch=passes)])
-        await asyncio.wait_for(world.serve(app).post(leave=leave), 5)
+        await asyncio.wait_for(world.serve(app).post(leave=leave), AT_ONCE)
         assert await world.texts() == ["user: hi"]
         assert await world.states() == ["interrupted"]
 
@@ -752,7 +752,7 @@ class TestAfterTheEnd:
             conversation.append(Message.user("hi"))
             return StreamingResponse(conversation.record(model()), background=BackgroundTask(later, conversation))
 
-        answer = await asyncio.wait_for(world.serve(app_of(handler)).post(leave=leave), 5)
+        answer = await asyncio.wait_for(world.serve(app_of(handler)).post(leave=leave), AT_ONCE)
         assert answer.raised is None
         assert await world.texts() == ["user: hi", "assistant: a", "assistant: after"]
         assert await world.states() == ["interrupted", "complete"]
@@ -806,7 +806,7 @@ class TestAfterTheEnd:
 
         answer = await world.serve(app_of(handler), settings=quick(concurrency="reject")).post(user=user)
         assert (answer.status, answer.whole) == (200, True)
-        world.keys.append(key := await asyncio.wait_for(tasks[0], 2))
+        world.keys.append(key := await asyncio.wait_for(tasks[0], AT_ONCE))
         assert await world.texts(key) == ["user: hi", "assistant: after 1"]
         assert await world.states(key) == ["complete", "complete"]
 
@@ -824,7 +824,7 @@ class TestAfterTheEnd:
 
         began = asyncio.get_running_loop().time()
         client = memory_world.serve(app_of(handler), settings=quick(turn_wait="0.4s", lease="0.3s"))
-        answer = await asyncio.wait_for(client.post(), 5)
+        answer = await asyncio.wait_for(client.post(), AT_ONCE)
         assert asyncio.get_running_loop().time() - began >= 0.4
         assert (answer.status, answer.code, answer.data["own_turn"]) == (409, "conversation_busy", True)
 
@@ -1085,15 +1085,14 @@ class TestTwoAtOnce:
 
         async def handler(request):
             (await get_conversation(request)).append(Message.user("x"))
-            for _ in range(10):
+            while world.store.calls.count("renew") < 4:
                 await asyncio.sleep(0.1)
                 tokens.add((await world.log()).holder.token)
             return JSONResponse("ok")
 
-        assert (await world.serve(app_of(handler), settings=quick(lease="0.3s")).post()).status == 200
+        assert (await world.serve(app_of(handler), settings=quick(lease="1.2s")).post()).status == 200
         assert len(tokens) == 1
         assert "" not in tokens
-        assert world.store.calls.count("renew") >= 5
 
     async def test_the_lease_is_renewed_by_a_timer_and_not_by_a_task(self, memory_world):
         """A thousand turns that think are one timer: between two renewals the loop has nothing of ours to run."""
@@ -1110,8 +1109,9 @@ class TestTwoAtOnce:
         client = memory_world.serve(app_of(handler), settings=quick(lease="0.9s"))
         before |= asyncio.all_tasks()
         assert (await client.post()).status == 200
-        assert "renew" in memory_world.store.calls
-        assert max(seen) == 0
+        renewals = memory_world.store.calls.count("renew")
+        assert renewals
+        assert sum(seen) <= renewals, seen  # a look may meet a renewal at work
 
     async def test_an_event_loop_blocked_longer_than_the_lease_loses_nothing_if_nobody_took_it(self, world):
         """A handler that computes for long renews nothing meanwhile; the lease runs out, and the turn is stored all the same."""
@@ -1239,7 +1239,7 @@ class TestTwoAtOnce:
         for path in ("/once", "/twice"):
             before = loop.time()
             answer = await client.post(path)
-            assert loop.time() - before < 1.8, "it waited for itself: TURN_WAIT is 2 s"
+            assert loop.time() - before < AT_ONCE, "it waited for itself"
             assert (answer.status, answer.data["own_turn"], answer.data["code"]) == (409, True, "conversation_busy")
 
     async def test_the_next_in_line_sees_what_a_long_stream_stored(self, world):
@@ -1496,10 +1496,10 @@ class TestHeaders:
 
 
 class TestLimits:
-    @pytest.mark.parametrize(("setting", "value"), [("max_message_bytes", 300), ("max_turn_bytes", 300), ("max_turn_messages", 1)])
+    @pytest.mark.parametrize(("setting", "value"), [("max_message_bytes", 250), ("max_turn_bytes", 250), ("max_turn_messages", 1)])
     async def test_too_much_is_a_413_that_names_the_setting(self, world, setting, value):
         """All or none: nothing of it was appended."""
-        limits = {setting: value, **({"max_message_bytes": 300} if setting == "max_turn_bytes" else {})}
+        limits = {setting: value, **({"max_message_bytes": 250} if setting == "max_turn_bytes" else {})}
         client = world.serve(app_of(echo), settings=quick(**limits))
         answer = await client.post(text="x" * 200)
         assert (answer.status, answer.code) == (413, "limit_exceeded")

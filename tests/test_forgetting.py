@@ -38,7 +38,7 @@ from convmem import (
 )
 from convmem.messages import decode_messages
 from convmem.testing import FaultyStore
-from tests.asgi_client import Client, user_header
+from tests.asgi_client import AT_ONCE, Client, user_header
 from tests.servers.processes import clean_environment
 
 ROWS = {
@@ -102,7 +102,7 @@ def started(app) -> dict:
     async def send(message) -> None:
         told.append(message)
 
-    asyncio.run(asyncio.wait_for(app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send), 10))
+    asyncio.run(asyncio.wait_for(app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send), AT_ONCE))
     return told[0]
 
 
@@ -278,13 +278,17 @@ def test_every_reason_for_no_history_looks_the_same_and_ours_are_told_apart():
         conversation.append(Message.user(text))
         return conversation.is_new
 
-    def outcome(text: str, **headers: str):
-        answer = client.post("/chat", params={"text": text}, headers={"x-user": "ada", **headers})
+    def outcome(text: str, client=None, **headers: str):
+        answer = (client or hasty).post("/chat", params={"text": text}, headers={"x-user": "ada", **headers})
         return answer.json() if answer.status_code == 200 else (answer.status_code, answer.json()["code"])
 
-    settings = Settings({}, secret_key=KEY, ttl="300ms", client_ids="issued")
-    client = ours(chat, store=store, settings=settings, resolvers=[from_callable(by_user)])
-    seen = {"new": outcome("hello"), "there": outcome("again"), "deleted": outcome("delete meanwhile"), "anew": outcome("hello")}
+    def keeping(ttl: str):
+        settings = Settings({}, secret_key=KEY, ttl=ttl, client_ids="issued")
+        return ours(chat, store=store, settings=settings, resolvers=[from_callable(by_user)])
+
+    lasting, hasty = keeping("1h"), keeping("300ms")
+    said = {"new": "hello", "there": "again", "deleted": "delete meanwhile", "anew": "hello"}
+    seen = {which: outcome(text, lasting) for which, text in said.items()}
     outcome("again")
     asyncio.run(asyncio.sleep(0.4))
     seen |= {"expired": outcome("hello"), "foreign": outcome("hello", **{"x-session-id": "of-bob"})}
@@ -336,7 +340,7 @@ def test_an_answer_is_written_after_the_stream_or_never_and_ours_as_far_as_it_wa
 
     async def visit(app) -> list[bytes]:
         leave.clear()
-        return (await asyncio.wait_for(Client(app).post(leave=leave), 10)).chunks
+        return (await asyncio.wait_for(Client(app).post(leave=leave), AT_ONCE)).chunks
 
     async def main() -> list[tuple[str, str]]:
         assert await visit(app) == [b"Nice to meet you, "]

@@ -16,7 +16,7 @@ from convmem.idempotency import FINGERPRINTED
 from convmem.stores.base import Lease
 from convmem.stores.memory import MemoryStore
 from tests import asgi_client
-from tests.asgi_client import ADA, BOB, quick, read
+from tests.asgi_client import ADA, AT_ONCE, BOB, quick, read
 from tests.test_exchange import app_of, echo, stream_of
 
 pytestmark = pytest.mark.asyncio
@@ -225,11 +225,11 @@ class TestReplayed:
         await client.post(text="hi", headers=KEY)
         running = asyncio.create_task(client.post("/long"))
         await inside.wait()
-        assert (await asyncio.wait_for(client.post(text="hi", headers=KEY), 1)).data is True
+        assert (await asyncio.wait_for(client.post(text="hi", headers=KEY), AT_ONCE)).data is True
         go_on.set()
         await running
         await world.inner.load(ADA, lease=Lease("another worker", timedelta(seconds=30)))
-        assert (await asyncio.wait_for(client.post(text="hi", headers=KEY), 1)).data is True
+        assert (await asyncio.wait_for(client.post(text="hi", headers=KEY), AT_ONCE)).data is True
         await world.inner.release(ADA, "another worker")
 
     async def test_a_background_turn_after_a_replay_is_one_of_its_own(self, world):
@@ -270,7 +270,7 @@ class TestWhileItRuns:
         second = first if shared == "one worker" else world.serve(app_of(chat), settings=quick(concurrency=policy))
         running = asyncio.create_task(first.post(headers=KEY))
         await inside.wait()
-        answer = await asyncio.wait_for(second.post(headers=KEY), 1)
+        answer = await asyncio.wait_for(second.post(headers=KEY), AT_ONCE)
         assert (answer.status, answer.code, answer.data["same_turn"], answer.data["own_turn"]) == (409, "conversation_busy", True, False)
         assert int(answer.header("retry-after")) >= 1
         go_on.set()
@@ -292,7 +292,7 @@ class TestWhileItRuns:
         await inside.wait()
         waiting = asyncio.create_task(client.post(text="hi", headers=KEY))
         await asyncio.sleep(0.05)
-        assert (await asyncio.wait_for(client.post(text="hi", headers=KEY), 1)).data["same_turn"] is True
+        assert (await asyncio.wait_for(client.post(text="hi", headers=KEY), AT_ONCE)).data["same_turn"] is True
         go_on.set()
         assert [(await others).status, (await waiting).status] == [200, 200]
         assert await memory_world.texts() == ["user: other", "user: hi"]
@@ -444,7 +444,7 @@ class TestAnotherRequest:
         if "long ago" in state:
             for i in range(4):
                 await client.post("/later", str(i))
-        answer = await asyncio.wait_for((elsewhere if state == "running elsewhere" else client).post(text="other", headers=KEY), 1)
+        answer = await asyncio.wait_for((elsewhere if state == "running elsewhere" else client).post(text="other", headers=KEY), AT_ONCE)
         assert (answer.status, answer.code) == (422, "idempotency_key_reused")
         go_on.set()
         await first
@@ -563,7 +563,7 @@ class TestTheBody:
         }  # fmt: skip
         uploading = asyncio.create_task(client.app(scope, receive, send))
         await asyncio.sleep(0.05)
-        assert (await asyncio.wait_for(client.post(text="first"), 1)).status == 200
+        assert (await asyncio.wait_for(client.post(text="first"), AT_ONCE)).status == 200
         begin.set()
         await uploading
         assert (await world.texts())[::2] == ["user: first", "user: hi"]

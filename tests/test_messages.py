@@ -48,7 +48,8 @@ def _storable(name: str) -> bool:
 
 
 zones = st.timezones() | st.just(UTC) | st.builds(timezone, st.timedeltas(timedelta(hours=-23), timedelta(hours=23)))
-messages = st.builds(
+moments = st.datetimes(datetime(2, 1, 1), datetime(9998, 1, 1), timezones=zones)  # noqa: DTZ001 - hypothesis adds the zone
+said = st.builds(
     Message,
     role=st.sampled_from(["system", "user", "assistant", "tool"]),
     content=text | halves | st.lists(parts, max_size=3),
@@ -56,10 +57,11 @@ messages = st.builds(
     tool_call_id=st.none() | text,
     name=st.none() | text,
     id=text,
-    created_at=st.datetimes(datetime(2, 1, 1), datetime(9998, 1, 1), timezones=zones),  # noqa: DTZ001 - hypothesis adds the zone
+    created_at=moments,
     metadata=objects,
     extras=objects,
 )
+messages = said | st.builds(lambda message: message.model_copy(update={"id": message.created_at.isoformat()}), said)
 
 
 def back(*sent: Message) -> list[Message]:
@@ -310,7 +312,43 @@ def test_ids_sort_by_the_time_they_were_made():
     """Unique too."""
     made = [Message.user(str(i)) for i in range(200)]
     assert len({message.id for message in made}) == 200
-    assert [m.created_at for m in sorted(made, key=lambda m: m.id[:12])] == sorted(m.created_at for m in made)
+    assert [m.created_at for m in sorted(made, key=lambda m: m.id)] == sorted(m.created_at for m in made)
+
+
+def test_a_message_is_as_old_as_its_id_says():
+    """Made now, an id is the time now; whoever makes a message anew under the id it had gives it the time it had."""
+    message = Message.user("x")
+    assert abs(datetime.now(UTC) - message.created_at) < timedelta(seconds=5)
+    assert datetime.fromisoformat(message.id) == message.created_at
+    assert Message.assistant("y", id=message.id).created_at == message.created_at
+    for other in ("", "1", "2026", "2026-01-01T10:00:00", "2026-13-01T10:00:00Z", "run-20261121T171349.5Z"):
+        assert abs(datetime.now(UTC) - Message.user("x", id=other).created_at) < timedelta(seconds=5)
+
+
+MADE = "20261121T171349.123456071828182845904Z"
+THEN = datetime(2026, 11, 21, 17, 13, 49, 123456, UTC)
+
+
+@pytest.mark.parametrize(
+    ("identifier", "moment", "told"),
+    [
+        (MADE, THEN, False),
+        (MADE, THEN.astimezone(timezone(timedelta(hours=1))), True),
+        (MADE, THEN.astimezone(ZoneInfo("Europe/Lisbon")), False),
+        (MADE, THEN + timedelta(microseconds=1), True),
+        (MADE.replace("Z", "+01:00"), THEN, True),
+        ("1", THEN, True),
+    ],
+)
+def test_a_time_is_stored_unless_the_id_is_that_time(identifier, moment, told):
+    """48 bytes less a message, on the wire and on disk; a time elsewhere, or with another offset, is another one."""
+    message = Message.user("x", id=identifier, created_at=moment)
+    assert ("created_at" in json.loads(encode_message(message))) == told
+    for beside in (), (Message.user("x", metadata={"data": b""}),):
+        again = back(message, *beside)[0]
+        assert again == message
+        assert again.created_at.isoformat() == message.created_at.isoformat()
+        assert again.model_fields_set == {"role", "content", "id", "created_at"}
 
 
 @pytest.mark.parametrize("field", ["role", "content", "id", "created_at"])

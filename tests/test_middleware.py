@@ -42,7 +42,7 @@ from convmem.stores.base import Lease
 from convmem.stores.memory import MemoryStore
 from convmem.testing import FaultyStore
 from tests import asgi_client
-from tests.asgi_client import ADA, SECRET, Client, plain, quick, user_header
+from tests.asgi_client import ADA, AT_ONCE, SECRET, Client, plain, quick, user_header
 
 pytestmark = pytest.mark.asyncio
 world, memory_world = asgi_client.world, asgi_client.memory_world
@@ -159,7 +159,7 @@ class TestRoutes:
             return JSONResponse("ok")
 
         turns = {"GET /events": "wait", "/slow": "wait", "POST /quick*": "reject", "*": "wait"}
-        client = memory_world.serve(app_of(handler), turns=turns, settings=quick(turn_wait="1.2s"))
+        client = memory_world.serve(app_of(handler), turns=turns)
         running = asyncio.create_task(client.post("/slow"))
         await inside.wait()
         assert (await client.post("/quick/1")).code == "conversation_busy"
@@ -982,7 +982,7 @@ async def test_an_app_that_calls_itself_through_httpx_is_told_at_once(world):
         return JSONResponse([answer.status_code, answer.json()["own_turn"]])
 
     client = world.serve(app_of(handler))
-    assert (await asyncio.wait_for(client.post(), 2)).data == [409, True]
+    assert (await asyncio.wait_for(client.post(), AT_ONCE)).data == [409, True]
     assert await world.texts() == ["user: outer"]
 
 

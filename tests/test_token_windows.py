@@ -19,7 +19,7 @@ from convmem.testing import FaultyStore
 from convmem.tokens import Meter, default_counter
 from convmem.windows import Turn, view
 from tests import asgi_client
-from tests.asgi_client import ADA, BOB, quick
+from tests.asgi_client import ADA, AT_ONCE, BOB, quick
 from tests.test_tokens import SHIPPED
 
 pytestmark = pytest.mark.asyncio
@@ -216,7 +216,7 @@ async def test_a_conversation_that_is_deleted_over_and_over_holds_no_turn_up_for
         await fill(world, 5)
 
     store.between = again
-    answer = await asyncio.wait_for(world.serve(app, store=store, window=tokens(1000)).post(), 10)
+    answer = await asyncio.wait_for(world.serve(app, store=store, window=tokens(1000)).post(), AT_ONCE)
     assert (answer.status, answer.code, len(store.pages)) == (410, "conversation_gone", 6)
 
 

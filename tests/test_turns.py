@@ -10,7 +10,7 @@ from convmem import ConversationBusy, ConversationConflict, Message, SessionKey,
 from convmem.stores.base import Lease
 from convmem.turns import Ledger, Rules, Turn
 from tests import asgi_client
-from tests.asgi_client import ADA
+from tests.asgi_client import ADA, AT_ONCE
 
 pytestmark = pytest.mark.asyncio
 world = asgi_client.world
@@ -19,7 +19,7 @@ world = asgi_client.world
 @pytest.fixture
 def ledger(world):
     """Return what the turns of one worker share."""
-    return Ledger(world.store, Rules(lease=timedelta(seconds=1), turn_wait=timedelta(seconds=2)))
+    return Ledger(world.store, Rules(lease=timedelta(seconds=10), turn_wait=timedelta(seconds=30)))
 
 
 async def begun(ledger, turn_id=None, *said: str) -> Turn:
@@ -107,7 +107,7 @@ async def test_the_store_that_fails_at_the_beginning_leaves_the_turnstile_open(w
     world.store.fail("load", times=1)
     with pytest.raises(StoreUnavailable):
         await begun(ledger)
-    turn = await asyncio.wait_for(begun(ledger), 1)
+    turn = await asyncio.wait_for(begun(ledger), AT_ONCE)
     await turn.abandon()
 
 

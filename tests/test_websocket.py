@@ -33,7 +33,8 @@ from convmem import (
 from convmem.stores.base import Lease
 from convmem.stores.memory import MemoryStore
 from tests import asgi_client
-from tests.asgi_client import ADA, BOB, Client, plain, quick
+from tests.asgi_client import ADA, AT_ONCE, BOB, Client, plain, quick
+from tests.faults.waiting import until
 
 pytestmark = pytest.mark.asyncio
 world, memory_world = asgi_client.world, asgi_client.memory_world
@@ -189,12 +190,12 @@ async def test_each_turn_takes_the_lease_and_gives_it_back(world):
 async def test_a_turn_longer_than_the_lease_keeps_it(world):
     """A model may take minutes; the lease says how long a dead worker blocks."""
     inside, goes_on = asyncio.Event(), asyncio.Event()
-    settings = quick(lease="0.3s")
+    settings = quick(lease="1.2s")
     async with world.serve(app_of(stuck_in_a_turn(inside, goes_on)), settings=settings).socket() as socket:
         socket.say("q")
         await inside.wait()
         token = (await world.log()).holder.token
-        await asyncio.sleep(0.8)
+        await until(lambda: world.store.calls.count("renew") >= 4)
         assert (await world.log()).holder.token == token != ""
         goes_on.set()
         assert await socket.hear() == "done"
@@ -349,7 +350,7 @@ async def test_reject_is_an_exception_in_the_handler(world, turns):
     settings = quick(concurrency="wait" if turns else "reject")
     async with world.serve(app_of(tell), turns=turns, settings=settings).socket() as socket:
         await world.inner.load(ADA, lease=Lease("another", timedelta(seconds=10)))
-        assert await asyncio.wait_for(socket.ask("go"), 1) == "busy False"
+        assert await asyncio.wait_for(socket.ask("go"), AT_ONCE) == "busy False"
         await world.inner.release(ADA, "another")
         assert await socket.ask("go") == "stored"
 
@@ -509,7 +510,7 @@ async def test_a_shutdown_waits_for_the_turn_of_a_socket_and_not_for_the_socket(
         await asyncio.sleep(0.1)
         assert [kind for kind, _ in sent] == ["lifespan.startup.complete"]
         goes_on.set()
-        await asyncio.wait_for(server, 2)
+        await asyncio.wait_for(server, AT_ONCE)
         assert sent[-1] == ("lifespan.shutdown.complete", ["complete", "complete"])
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import groupby
@@ -91,7 +91,7 @@ class Head:
 
 
 @record
-class Entry:
+class Entry:  # noqa: PLW1641 - the hash is made of the fields
     """One atomic batch of messages, as the caller hands it to `Store.append`. It carries the head it becomes.
 
     Attributes:
@@ -134,34 +134,16 @@ class Entry:
             msg = "An entry's id, turn, token and epoch are printable ASCII, and not empty; encode what a client sent."
             raise ValueError(msg)
 
-    @classmethod
-    def read(  # noqa: PLR0917 - the fields in their order, as stores keep them
-        cls,
-        id: str,  # noqa: A002 - the field's name
-        turn: str,
-        token: str,
-        epoch: str,
-        body: bytes,
-        count: int,
-        kind: Kind,
-        closing: bool,  # noqa: FBT001
-        turns: int,
-        start: int,
-        pinned: tuple[int, ...] = (),
-        hides: tuple[int, ...] = (),
-        format: int = ENTRY_FORMAT,  # noqa: A002
-        key_id: str = "",
-    ) -> Entry:
-        """Return an entry as a store has kept it: checked when it was stored, and not again."""
-        entry = cls.__new__(cls)
-        entry.id, entry.turn, entry.token, entry.epoch, entry.body, entry.count = id, turn, token, epoch, body, count  # type: ignore[misc]
-        entry.kind, entry.closing, entry.turns, entry.start, entry.pinned = kind, closing, turns, start, pinned  # type: ignore[misc]
-        entry.hides, entry.format, entry.key_id = hides, format, key_id  # type: ignore[misc]
-        return entry
+    def __eq__(self, other: object) -> bool:
+        """Return whether all fields are equal; a store may have entries of a kind of its own."""
+        return isinstance(other, Entry) and all(getattr(self, name) == getattr(other, name) for name in ENTRY_FIELDS)
 
     def head_at(self, n: int) -> Head:
         """Return the head this entry is, once it stands at position n."""
         return Head(self.epoch, n, self.id, self.turns, self.start, self.pinned)
+
+
+ENTRY_FIELDS = tuple(each.name for each in fields(Entry))
 
 
 @record
@@ -262,11 +244,13 @@ class Log:
         names = [stored.entry.turn for stored in entries]
         for place, name in enumerate(names, 1):
             if place == len(names) or names[place] != name:
-                last = entries[place - 1].entry
-                going_on: Literal["running", "interrupted"] = "running" if last.token == self.holder.token else "interrupted"
-                turns.append(LoadedTurn(name, entries[first:place], "complete" if last.closing else going_on))
+                turns.append(LoadedTurn(name, entries[first:place], self.state_of(entries[place - 1].entry)))
                 first = place
         return tuple(turns)
+
+    def state_of(self, last: Entry) -> Literal["running", "interrupted", "complete"]:
+        """Return the state of the turn whose last entry this is."""
+        return "complete" if last.closing else "running" if last.token == self.holder.token else "interrupted"
 
     @property
     def size(self) -> int:

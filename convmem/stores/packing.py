@@ -11,11 +11,12 @@ import json
 from binascii import Error as Base64Error, a2b_base64, b2a_base64
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import sha256
-from struct import Struct
+from operator import itemgetter
 from typing import Any
 
-from convmem.stores.base import ENTRY_FORMAT, Entry, Head, Kind, StoredEntry, Unread
+from convmem.stores.base import ENTRY_FIELDS, ENTRY_FORMAT, Entry, Head, Kind, StoredEntry, Unread
 
 _KINDS = (Kind.TURN, Kind.EDIT, Kind.RESET)
 _CLOSING, _MORE, _PLAIN, _ALONE = 4, 8, 16, 32
@@ -23,13 +24,20 @@ _HEX, _BASE64, _LONG = 255, 254, 253
 _TAGS = (_HEX, _BASE64, _HEX)
 STORED = 7
 """How many bytes of an entry say when it was stored."""
-_PLAIN_ENTRY = Struct(">8x16s16sBBB")
+_NUMBERS = 40
+"""Where the numbers are of an entry that was packed in place, or has only names of this package."""
+turn_of, token_of = itemgetter(slice(8, 24)), itemgetter(slice(24, 40))
+"""Of an entry that was packed in place: the 16 bytes for its turn (`bits_of`), and for its token."""
 _BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 _URL_SAFE, _STANDARD = bytes.maketrans(b"+/", b"-_"), bytes.maketrans(b"-_+/", b"+/!!")
 
 
+@lru_cache(maxsize=1024)
 def pack_name(name: str) -> bytes:
-    """Return a name as it is stored: a tag and 16 bytes for the ids and the tokens this package makes, else its length and text."""
+    """Return a name as it is stored: a tag and 16 bytes for the ids and the tokens this package makes, else its length and text.
+
+    A turn names its token, its epoch and its id several times; who packs the last thousand again finds them.
+    """
     size = len(name)
     if size == 22 and name[21] in "AQgw":  # noqa: PLR2004 - 128 bits in base64 are 21 characters and a quarter
         try:
@@ -66,11 +74,15 @@ def _base64(bits: bytes) -> str:
     return b2a_base64(bits)[:22].translate(_URL_SAFE).decode()
 
 
-def pack_number(number: int) -> bytes:
-    """Return a number in seven bits a byte, the lowest first (LEB128)."""
-    if number < 128:  # noqa: PLR2004 - seven bits
-        return bytes((number,))
-    return bytes((number & 127 | 128,)) + pack_number(number >> 7)
+def pack_numbers(*numbers: int) -> bytes:
+    """Return each number in seven bits a byte, the lowest first (LEB128)."""
+    packed = bytearray()
+    for number in numbers:
+        while number > 127:  # noqa: PLR2004 - seven bits
+            packed.append(number & 127 | 128)
+            number >>= 7  # noqa: PLW2901 - what is left of it
+        packed.append(number)
+    return bytes(packed)
 
 
 def unpack_number(data: bytes, at: int) -> tuple[int, int]:
@@ -114,9 +126,9 @@ def pack_facts(entry: Entry, *, in_place: bool = False) -> bytes:
         flags |= _PLAIN
         if entry.id == entry.turn:
             flags, identifier = flags | _ALONE, b""
-    numbers = pack_number(entry.count) + pack_number(entry.turns) + pack_number(entry.start)
+    numbers = pack_numbers(entry.count, entry.turns, entry.start)
     document = json.dumps(rare, separators=(",", ":")).encode() if rare else b""
-    return b"".join((bytes((flags,)), turn, token, identifier, numbers, pack_number(len(document)) + document if rare else b""))
+    return b"".join((bytes((flags,)), turn, token, identifier, numbers, pack_numbers(len(document)) + document if rare else b""))
 
 
 def bits_of(name: str) -> bytes:
@@ -143,38 +155,70 @@ class _Stored(StoredEntry):
         return moment(int.from_bytes(self._when, "big"))
 
 
-def unpack_entry(data: bytes, n: int, epoch: str) -> StoredEntry:
-    """Return an entry of the list, at its position."""
-    flags = data[STORED]
-    if flags & _PLAIN:
-        turn_bits, token_bits, count, turns, start = _PLAIN_ENTRY.unpack_from(data)
-        turn, token, at = turn_bits.hex(), _base64(token_bits), _PLAIN_ENTRY.size
-        if flags & _ALONE:
+class _Packed(Entry):
+    """An entry of which is unpacked what a window is made of; all the rest, when somebody asks for any of it.
+
+    A slot that nobody has filled is looked for by `__getattr__`. What was checked when it was stored is not checked again.
+    """
+
+    __slots__ = ("data", "life")
+    data: bytes
+    life: str
+
+    @classmethod
+    def of(cls, data: bytes, epoch: str) -> _Packed:
+        """Return it, with as little unpacked as a window needs."""
+        entry, flags, at = cls.__new__(cls), data[STORED], _NUMBERS
+        if flags & (_PLAIN | _ALONE | _MORE) != _PLAIN | _ALONE:
+            entry.unpack(data, epoch)
+            return entry
+        for _ in range(3):
+            while data[at] > 127:  # noqa: PLR2004 - seven bits
+                at += 1
+            at += 1
+        entry.turn, entry.closing, entry.body = data[8:24].hex(), flags & _CLOSING != 0, data[at:]  # type: ignore[misc]
+        entry.data, entry.life = data, epoch
+        return entry
+
+    def __getattr__(self, name: str) -> Any:
+        """Unpack what is missing."""
+        if name not in ENTRY_FIELDS:
+            raise AttributeError(name)
+        self.unpack(self.data, self.life)
+        return getattr(self, name)
+
+    def unpack(self, data: bytes, epoch: str) -> None:
+        """Fill all slots of an entry."""
+        flags = data[STORED]
+        if flags & _PLAIN:
+            turn, token, at = data[8:24].hex(), _base64(data[24:40]), _NUMBERS
             identifier = turn
+            if not flags & _ALONE:
+                identifier, at = data[at : at + 16].hex(), at + 16
         else:
-            identifier, at = data[40:56].hex(), at + 16
-            count, turns, start = data[56:59]
-    else:
-        turn, at = unpack_name(data, STORED + 1)
-        token, at = unpack_name(data, at)
-        identifier, at = unpack_name(data, at)
-        count, turns, start = data[at : at + 3]
-        at += 3
-    if count | turns | start >= 128:  # noqa: PLR2004 - seven bits
-        count, at = unpack_number(data, at - 3)
+            turn, at = unpack_name(data, STORED + 1)
+            token, at = unpack_name(data, at)
+            identifier, at = unpack_name(data, at)
+        count, at = unpack_number(data, at)
         turns, at = unpack_number(data, at)
         start, at = unpack_number(data, at)
-    rare: tuple[Any, ...] = ()
-    if flags & _MORE:
-        size, at = unpack_number(data, at)
-        pinned, hides, format_, key_id, *names = json.loads(data[at : at + size])
-        if names:
-            turn, token, identifier = names
-        rare = tuple(pinned), tuple(hides), format_, key_id
-        at += size
-    kind, closing = _KINDS[flags & 3], flags & _CLOSING != 0
-    entry = Entry.read(identifier, turn, token, epoch, data[at:], count, kind, closing, turns, start, *rare)
-    return _Stored(n, entry, data[:STORED])
+        rare: tuple[Any, ...] = ((), (), ENTRY_FORMAT, "")
+        if flags & _MORE:
+            size, at = unpack_number(data, at)
+            pinned, hides, format_, key_id, *names = json.loads(data[at : at + size])
+            if names:
+                turn, token, identifier = names
+            rare = tuple(pinned), tuple(hides), format_, key_id
+            at += size
+        kind, closing = _KINDS[flags & 3], flags & _CLOSING != 0
+        values = (identifier, turn, token, epoch, data[at:], count, kind, closing, turns, start, *rare)
+        for name, value in zip(ENTRY_FIELDS, values, strict=True):
+            setattr(self, name, value)
+
+
+def unpack_entry(data: bytes, n: int, epoch: str) -> StoredEntry:
+    """Return an entry of the list, at its position."""
+    return _Stored(n, _Packed.of(data, epoch), data[:STORED])
 
 
 def unpack_apart(window: Sequence[int | bytes], epoch: str) -> Iterator[StoredEntry]:
@@ -217,6 +261,11 @@ def id_of(data: bytes) -> str:
     _, at = unpack_name(data, STORED + 1)
     _, at = unpack_name(data, at)
     return unpack_name(data, at)[0]
+
+
+def count_of(data: bytes) -> int:
+    """Return how many messages are in an entry that was packed in place."""
+    return unpack_number(data, 40 if data[STORED] & _ALONE else 56)[0]
 
 
 def moment(microseconds: int) -> datetime:

@@ -13,9 +13,9 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 from urllib.parse import unquote
-from uuid import UUID
 
 import asyncpg
+from asyncpg.pgproto.pgproto import UUID
 
 from convmem.exceptions import StoreUnavailable
 from convmem.identifiers import new_token
@@ -40,7 +40,7 @@ from convmem.stores.base import (
     read_walk_cursor,
     walk_cursor,
 )
-from convmem.stores.packing import bits_of, pack_facts
+from convmem.stores.packing import bits_of, pack_facts, pack_name
 from convmem.stores.postgres_batches import Statement
 from convmem.stores.postgres_connections import BorrowedConnections, Connections, OwnConnections, Pooling
 from convmem.stores.postgres_database import MOST_TRIES, Database, Rules, durability
@@ -135,17 +135,18 @@ class PostgresStore(Store):
             turns, messages = 0, None
         looked_at = None if messages is None else messages * ENTRIES_A_MESSAGE + 8
         token, term = (lease.token, lease.term.total_seconds()) if lease else (None, None)
-        wanted = {"turn": turn, "messages": messages, "before": before}
-        parts = [part for part, value in wanted.items() if value is not None]
         taken_when_held_by: str | None = None
-        window = (_id_of(key), None if turns is None else min(turns, MOST), token and pack(token), term)
+        window = (_id_at(key.path), None if turns is None else min(turns, MOST), token and pack_name(token), term)
+        is_plain = turn is messages is before is None
         for _ in range(MOST_TRIES):
-            if parts:
-                asked = (*window, turn and bits_of(turn), messages, looked_at, None if before is None else min(max(before, 0), MOST))
-                rows = await self._database.run("load", "load", asked, "one", "more", *parts)
-            else:
+            if is_plain:
                 together = turns is not None and await self._database.share(_LOAD, window)
                 rows = together or await self._database.run("load", "load", window, "one")
+            else:
+                wanted = {"turn": turn, "messages": messages, "before": before}
+                parts = [part for part, value in wanted.items() if value is not None]
+                asked = (*window, turn and bits_of(turn), messages, looked_at, None if before is None else min(max(before, 0), MOST))
+                rows = await self._database.run("load", "load", asked, "one", "more", *parts)
             seen = Seen(rows)
             if seen.is_answer(token):
                 break
@@ -167,16 +168,18 @@ class PostgresStore(Store):
         """See `Store.append`."""
         pinned = f"{{{','.join(map(str, entry.pinned))}}}" if entry.pinned else None
         arguments = (
-            *(_id_of(key), *_of_head(after)),
-            *(pack(entry.id), pack(entry.token), entry.turns, entry.start, pinned, pack_facts(entry, in_place=True), entry.body),
-            *(ttl, release),
+            *(_id_at(key.path), *_of_head(after)),
+            *(pack_name(entry.id), pack_name(entry.token), entry.turns, entry.start, pinned),
+            *(pack_facts(entry, in_place=True), entry.body, ttl, release),
         )
-        address = (*key.path, pack(entry.epoch))
         if not entry.hides and len(entry.body) <= MOST_SHARED_BYTES:
-            shared = self._database.share(_NEXT, arguments) if after.epoch else self._database.share(_FIRST, (*arguments, *address))
+            if after.epoch:
+                shared = self._database.share(_NEXT, arguments)
+            else:
+                shared = self._database.share(_FIRST, (*arguments, *key.path, pack_name(entry.epoch)))
             if await shared:
                 return Appended(Outcome.STORED, entry.head_at(after.n + 1))
-        everything = (*arguments, *address, bits_of(after.id), entry.hides or None)
+        everything = (*arguments, *key.path, pack_name(entry.epoch), bits_of(after.id), entry.hides or None)
         for _ in range(MOST_TRIES):
             row = (await self._database.run("append", "append", everything))[0]
             if row["outcome"] != "again":
@@ -189,11 +192,11 @@ class PostgresStore(Store):
 
     async def renew(self, key: SessionKey, lease: Lease, head: Head) -> bool:
         """See `Store.renew`."""
-        return bool(await self._database.run("renew", "renew", (_id_of(key), pack(lease.token), lease.term, *_of_head(head))))
+        return bool(await self._database.run("renew", "renew", (_id_at(key.path), pack(lease.token), lease.term, *_of_head(head))))
 
     async def release(self, key: SessionKey, token: str) -> None:
         """See `Store.release`."""
-        await self._database.run("release", "release", (_id_of(key), pack(token)))
+        await self._database.run("release", "release", (_id_at(key.path), pack(token)))
 
     async def list(
         self,
@@ -228,7 +231,7 @@ class PostgresStore(Store):
         """See `Store.delete`."""
         head = _of_head(at) if at else (None, None, None)
         for _ in range(MOST_TRIES):
-            row = (await self._database.run("delete", "delete", (_id_of(key), *key.path, pack(new_token()), *head, TOMBSTONE_LIFE)))[0]
+            row = (await self._database.run("delete", "delete", (_id_at(key.path), *key.path, pack(new_token()), *head, TOMBSTONE_LIFE)))[0]
             if not row["again"]:
                 return bool(row["wanted"] and row["existed"])
         raise StoreUnavailable(self.name, "delete", "the conversation never stood still; it was not deleted")
@@ -270,22 +273,20 @@ def _listed(row: Any) -> Listed:
 
 def _of_head(head: Head) -> tuple[bytes, int, bytes]:
     """Return what a statement compares of a head."""
-    return pack(head.epoch), min(head.n, MOST), pack(head.id)
+    return pack_name(head.epoch) if head.epoch else b"", min(head.n, MOST), pack_name(head.id) if head.id else b""
 
 
 def _path_of(row: Any) -> tuple[str, str, str]:
     return row["tenant"], row["owner"], row["session"]
 
 
-def _id_of(key: SessionKey) -> UUID:
-    """Return the first half of the SHA-256 of the address: 128 bits nobody can aim at, and no counter to meet at."""
-    return _id_at(key.path)
-
-
 @lru_cache(maxsize=1024)
 def _id_at(path: tuple[str, str, str]) -> UUID:
-    """A turn names its conversation at least twice."""
-    return UUID(bytes=hashlib.sha256("/".join(path).encode()).digest()[:16])
+    """Return the first half of the SHA-256 of an address: 128 bits nobody can aim at, and no counter to meet at.
+
+    A turn names its conversation at least twice.
+    """
+    return UUID(hashlib.sha256("/".join(path).encode()).digest()[:16])
 
 
 def _time(seconds: float) -> datetime:

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from convmem.exceptions import StoreUnavailable
 
@@ -40,10 +40,12 @@ Send = Callable[[Statement, str, Sequence[object], float], Awaitable[list[Any]]]
 """Runs a statement for ``one`` or for ``many``, with arguments, until a deadline."""
 
 
-class Overdue(NamedTuple):
-    """What became of a call that waited until its deadline: whether it was sent."""
+class Overdue(Protocol):
+    """Raises what a call is told that waited until its deadline."""
 
-    sent: bool
+    def __call__(self, operation: str, *, sent: bool) -> NoReturn:
+        """Do so; for a verb of the store, of which the server may know, or not."""
+        ...
 
 
 class _Call:
@@ -60,24 +62,26 @@ class Batches:
 
     Args:
         send: How a statement is run.
+        overdue: What is done with a call that has waited until its deadline.
     """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, overdue: Overdue) -> None:
         """Begin with none."""
-        self._send = send
+        self._send, self._overdue = send, overdue
         self._under_way: dict[object, float] = {}
         self._waiting: deque[_Call] = deque()
         self._look_again: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def call(self, statement: Statement, arguments: Sequence[object], deadline: float) -> list[Any] | Overdue:
+    async def call(self, statement: Statement, arguments: Sequence[object], deadline: float) -> list[Any]:
         """Return the rows of a call whose first argument is its conversation; none when it has to be asked alone.
 
         Raises:
-            StoreUnavailable: The statement failed.
+            StoreUnavailable: The statement failed, or there was no answer before the deadline.
         """
         if len(self._under_way) < AT_ONCE:
-            this = self._began()
+            this = object()
+            self._under_way[this] = time.monotonic()
             try:
                 return await self._send(statement, "one", arguments, deadline)
             finally:
@@ -89,12 +93,7 @@ class Batches:
             async with asyncio.timeout(deadline - time.monotonic()):
                 return await call.answer
         except TimeoutError:
-            return Overdue(call.sent)
-
-    def _began(self) -> object:
-        this = object()
-        self._under_way[this] = time.monotonic()
-        return this
+            self._overdue(statement.operation, sent=call.sent)
 
     def _ended(self, this: object) -> None:
         del self._under_way[this]
@@ -107,7 +106,9 @@ class Batches:
         free = AT_ONCE - sum(now - since < SLOW for since in self._under_way.values())
         while free > 0 and (batch := self._take()):
             free -= 1
-            task = loop.create_task(self._run(batch, self._began()))
+            this = object()
+            self._under_way[this] = now
+            task = loop.create_task(self._run(batch, this))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         if self._waiting and self._look_again is None:

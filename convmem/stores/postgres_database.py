@@ -8,14 +8,15 @@ import time
 import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from itertools import count
 from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import asyncpg
 
 from convmem.exceptions import ConfigurationError, StoreUnavailable
-from convmem.stores.postgres_batches import Batches, Overdue, Statement
+from convmem.stores.postgres_batches import Batches, Statement
 from convmem.stores.postgres_connections import ERRORS, BorrowedConnections, Connections, Link, NotConnectedError
 from convmem.stores.postgres_schema import Migrate, SchemaError, check_schema, migrate, missing_right, missing_tables, statement
 
@@ -28,6 +29,8 @@ MIGRATING = 60.0
 _WRITES = ("append", "delete")
 _RACES = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 _POOLED = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
+_UNPREPARED = (*_POOLED, asyncpg.InvalidCachedStatementError)
+"""A pooler is in between, or a table was changed: nothing was done, and what comes on a new connection is prepared anew."""
 _NO_TABLES = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError, asyncpg.UndefinedColumnError)
 _CUT = (
     OSError,
@@ -74,30 +77,32 @@ class Database:
         self._store = store
         self._seconds = rules.timeout.total_seconds()
         self._warned = False
-        self._ready: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
-        self._batches: WeakKeyDictionary[asyncio.AbstractEventLoop, Batches] = WeakKeyDictionary()
+        self._ready: WeakKeyDictionary[asyncio.AbstractEventLoop, Batches] = WeakKeyDictionary()
         self._getting_ready: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
     async def run(self, operation: str, name: str, arguments: Sequence[object] = (), *parts: str) -> list[Any]:
         """Run a statement by its name, for a verb of the store. This and `share` are where every verb goes through."""
-        return await self._send(Statement(operation, name, parts), "", arguments, time.monotonic() + self._seconds)
-
-    async def share(self, statement: Statement, arguments: Sequence[object]) -> list[Any]:
-        """Run a statement, together with others that wait; no row at all says that it has to be run alone."""
-        loop, deadline = asyncio.get_running_loop(), time.monotonic() + self._seconds
-        batches = self._batches.get(loop)
-        if batches is None:
-            batches = self._batches[loop] = Batches(self._send)
-        rows = await batches.call(statement, arguments, deadline)
-        if isinstance(rows, Overdue):
-            self._fail(statement.operation, TimeoutError() if rows.sent else NotConnectedError(self.connections.busy))
-        return rows
-
-    async def _send(self, wanted: Statement, form: str, arguments: Sequence[object], deadline: float) -> list[Any]:
+        deadline = time.monotonic() + self._seconds
         if asyncio.get_running_loop() not in self._ready:
-            await self._get_ready(wanted.operation, deadline)
+            await self._get_ready(operation, deadline)
+        return await self._send(Statement(operation, name, parts), "", arguments, deadline)
+
+    def share(self, statement: Statement, arguments: Sequence[object]) -> Awaitable[list[Any]]:
+        """Run a statement, together with others that wait; no row at all says that it has to be run alone."""
+        deadline = time.monotonic() + self._seconds
+        batches = self._ready.get(asyncio.get_running_loop())
+        return batches.call(statement, arguments, deadline) if batches else self._share_first(statement, arguments, deadline)
+
+    async def _share_first(self, statement: Statement, arguments: Sequence[object], deadline: float) -> list[Any]:
+        batches = await self._get_ready(statement.operation, deadline)
+        return await batches.call(statement, arguments, deadline)
+
+    def _overdue(self, operation: str, *, sent: bool) -> NoReturn:
+        self._fail(operation, TimeoutError() if sent else NotConnectedError(self.connections.busy))
+
+    def _send(self, wanted: Statement, form: str, arguments: Sequence[object], deadline: float) -> Awaitable[list[Any]]:
         text = statement(wanted.name, self.rules.schema, form, *wanted.parts)
-        return await self._lend(wanted.operation, deadline, lambda link: link.run(text, arguments, _left(deadline)))
+        return self._lend(wanted.operation, deadline, partial(Link.run, query=text, args=arguments, deadline=deadline))
 
     async def migrate(self) -> tuple[str, ...]:
         """Apply the numbered files this database has not seen; return their names."""
@@ -123,7 +128,7 @@ class Database:
                 if tries == MOST_TRIES or time.monotonic() >= deadline:
                     self._fail(operation, error)
                 await asyncio.sleep(random.uniform(0, 0.002 * tries))  # noqa: S311 - to part those who met
-            except _POOLED as error:
+            except _UNPREPARED as error:
                 if tries > 2 or isinstance(self.connections, BorrowedConnections):  # noqa: PLR2004 - the second prepares nothing
                     self._fail(operation, error)
             except _CUT as error:  # it died while nobody used it; what reads, or is repeated with the same token, is sent once more
@@ -144,15 +149,15 @@ class Database:
         unknown = operation in _WRITES and isinstance(error, _CUT)
         raise StoreUnavailable(self._store, operation, sentence, unknown=unknown) from cause
 
-    async def _get_ready(self, operation: str, deadline: float) -> None:
+    async def _get_ready(self, operation: str, deadline: float) -> Batches:
         """Before the first statement in an event loop: the tables, and what the server says of itself."""
         loop = asyncio.get_running_loop()
         async with self._getting_ready.setdefault(loop, asyncio.Lock()):
             if loop in self._ready:
-                return
+                return self._ready[loop]
             until = time.monotonic() + MIGRATING if self.rules.migrate == "auto" else deadline
             await self._lend(operation, deadline, lambda connection: self._look(connection, until))
-            self._ready.add(loop)
+            return self._ready.setdefault(loop, Batches(self._send, self._overdue))
 
     async def _look(self, connection: Link, deadline: float) -> None:
         row = (await connection.fetch(_SETTINGS, timeout=_left(deadline)))[0]

@@ -5,7 +5,7 @@ event loop never waits for the disk. What waits when the writing thread is free 
 flush at the chosen `synchronous` level, leases before them and without one, for they need not survive a power loss. Every
 write is `BEGIN IMMEDIATE`: a deferred transaction that upgrades ignores the busy timeout.
 
-A column for each thing that a statement compares, and one for all the rest of an entry: to read a row costs by its columns.
+Of a conversation there is a column for each thing that a statement compares; an entry is packed: to read a row costs by its columns.
 """
 
 from __future__ import annotations
@@ -17,18 +17,16 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, TypeVarTuple
+from typing import Any, ClassVar, Literal, TypeVar, TypeVarTuple
 
 from convmem.exceptions import StoreUnavailable
 from convmem.identifiers import new_token
 from convmem.keys import RESERVED_OWNER, SessionKey
 from convmem.stores.base import (
-    ENTRY_FORMAT,
     TOMBSTONE_LIFE,
     Appended,
     Entry,
@@ -54,6 +52,7 @@ from convmem.stores.base import (
     read_walk_cursor,
     walk_cursor,
 )
+from convmem.stores.packing import bits_of, count_of, pack_facts, token_of, turn_of, unpack_entry
 from convmem.stores.sqlite_file import BARE, LEASE, READ, STORE, File, Job, Needs, Opening, Synchronous
 
 T = TypeVar("T")
@@ -62,18 +61,15 @@ Ts = TypeVarTuple("Ts")
 _POSITION_BITS = 32
 _POSITION = (1 << _POSITION_BITS) - 1
 _HOUR = 3600.0
-_KINDS = (Kind.TURN, Kind.EDIT, Kind.RESET)
-_CLOSING = 4
 _MICROSECONDS = 1_000_000
-_ENTRY = "turn, id, facts, body"
-_SELECT_ENTRY = f"SELECT {_ENTRY} FROM entry WHERE id = ? AND visible"  # noqa: S608 - a constant
-_SELECT_NEWEST = f"SELECT {_ENTRY} FROM entry WHERE id > ? AND id < ? AND visible ORDER BY id DESC"  # noqa: S608
-_SELECT_TURN = "SELECT id, visible, facts FROM entry WHERE turn = ? AND id > ? AND id <= ? ORDER BY id"
-_INSERT_ENTRY = f"INSERT INTO entry (visible, {_ENTRY}) VALUES (?, ?, ?, ?, ?)"  # noqa: S608
+_Packed = tuple[int, bytes]
+_OF_TURN = "substr(packed, 9, 16) = ? AND id > ? AND id <= ?"
+_SELECT_ENTRY = "SELECT id, packed FROM entry WHERE id = ? AND visible"
+_SELECT_NEWEST = "SELECT id, packed FROM entry WHERE id > ? AND id < ? AND visible ORDER BY id DESC"
+_SELECT_TURN = f"SELECT id, packed, visible FROM entry WHERE {_OF_TURN} ORDER BY id"  # noqa: S608 - a constant
+_HIDE_EARLIER = f"UPDATE entry SET visible = 0 WHERE {_OF_TURN} AND visible AND substr(packed, 25, 16) <> ?"  # noqa: S608
 _HIDE = "UPDATE entry SET visible = 0 WHERE id = ?"
-_BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
-_USUAL: tuple[tuple[int, ...], tuple[int, ...], int, str] = ((), (), ENTRY_FORMAT, "")
-_to_json = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
+_INSERT_ENTRY = "INSERT INTO entry (id, visible, packed) VALUES (?, ?, ?)"
 _LISTED = "tenant, owner, session, turns, created, updated, expires, epoch, n, entry"
 _DURABILITY: dict[Synchronous, str] = {
     "normal": "a crash of the process; the last turns may be lost when the power fails (synchronous=NORMAL)",
@@ -122,8 +118,7 @@ class SQLiteStore(Store):
         lease: Lease | None = None,
     ) -> Log:
         """See `Store.load`."""
-        asked = _Asked(turns, messages, before, turn, lease)
-        return await self._run("load", READ if lease is None else LEASE, _load, key, asked)
+        return await self._run("load", READ if lease is None else LEASE, _load, key, turns, messages, before, turn, lease)
 
     async def append(self, key: SessionKey, after: Head, entry: Entry, *, ttl: timedelta | None = None, release: bool = False) -> Appended:
         """See `Store.append`."""
@@ -197,19 +192,18 @@ class SQLiteStore(Store):
 
 
 _SELECT_ROW = (
-    "SELECT id, created, updated, expires, token, taken, until, mark, ended, deleted, epoch, n, entry, turns, start, pinned"
+    "SELECT id, updated, expires, token, taken, until, mark, ended, deleted, epoch, n, entry, turns, start, pinned"
     " FROM conversation WHERE tenant = ? AND owner = ? AND session = ?"
 )
-_NOBODYS = (None, 0.0, 0.0, None, "", 0.0, 0.0, "", "{}", 0.0, "", 0, "", 0, 0, "")
+_NOBODYS = (None, 0.0, None, "", 0.0, 0.0, "", "{}", 0.0, "", 0, "", 0, 0, "")
 
 
 class _Row:
     """One row of `conversation`, or the default of an address nobody has used."""
 
-    __slots__ = ("created", "deleted", "ended", "expires", "head", "id", "mark", "taken", "token", "until", "updated")
+    __slots__ = ("deleted", "ended", "expires", "head", "id", "mark", "taken", "token", "until", "updated")
 
     id: int | None
-    created: float
     updated: float
     expires: float | None
     token: str
@@ -221,8 +215,8 @@ class _Row:
 
     def __init__(self, link: sqlite3.Connection, key: SessionKey) -> None:
         found: tuple[Any, ...] = link.execute(_SELECT_ROW, key.path).fetchone() or _NOBODYS
-        self.id, self.created, self.updated, self.expires, self.token, self.taken, self.until = found[:7]
-        self.mark, self.ended, self.deleted, epoch, n, entry, turns, start, pinned = found[7:]
+        self.id, self.updated, self.expires, self.token, self.taken, self.until, self.mark, self.ended, self.deleted, *head = found
+        epoch, n, entry, turns, start, pinned = head
         self.head = Head(epoch, n, entry, turns, start, _positions(pinned))
 
     def ended_epochs(self) -> dict[str, float]:
@@ -249,25 +243,22 @@ class _Row:
             self.id = link.execute("INSERT INTO conversation (tenant, owner, session) VALUES (?, ?, ?)", key.path).lastrowid
 
 
-class _Asked(NamedTuple):
-    """What a load was asked for."""
-
-    turns: int | None
-    messages: int | None
-    before: int | None
-    turn: str | None
-    lease: Lease | None
-
-
-def _load(link: sqlite3.Connection, key: SessionKey, asked: _Asked) -> Log:
-    lease = asked.lease
+def _load(
+    link: sqlite3.Connection,
+    key: SessionKey,
+    turns: int | None,
+    messages: int | None,
+    before: int | None,
+    turn: str | None,
+    lease: Lease | None,
+) -> Log:
     now = time.time()
     row = _Row(link, key)
-    found = None if asked.turn is None else _look_up(link, row, asked.turn, now)
+    found = None if turn is None else _look_up(link, row, turn, now)
     if lease and not (found and found.state == "complete") and row.live_token(now) in ("", lease.token):
         _hold(link, key, row, lease, now)
     held = row.live_token(now)
-    holder = Holder(held, timedelta(seconds=now - row.taken), timedelta(seconds=row.until - now)) if held else Holder()
+    holder = Holder(held, timedelta(0, now - row.taken), timedelta(0, row.until - now)) if held else Holder()
     deleted_at = _time(row.deleted) if row.mark else None
     ended = frozenset(row.ended_epochs())
     if row.expired(now):
@@ -275,24 +266,27 @@ def _load(link: sqlite3.Connection, key: SessionKey, asked: _Asked) -> Log:
         return Log(head, (), (), holder, found, expired=True, deleted_at=deleted_at, ended=ended)
     if not row.head.epoch:
         return Log(row.present(), (), (), holder, found, deleted_at=deleted_at, ended=ended)
-    end = row.head.n + 1 if asked.before is None else min(asked.before, row.head.n + 1)
+    end = row.head.n + 1 if before is None else min(before, row.head.n + 1)
     between = (row.position(row.head.start), row.position(max(end, 0)))
-    rows = _newest(link.execute(_SELECT_NEWEST, between), asked.turns, asked.messages)
-    first = rows[0][1] & _POSITION if rows else end
+    rows = _newest(link.execute(_SELECT_NEWEST, between), turns, messages)
+    entries = Unread(len(rows), partial(_unpacked, row.head.epoch, rows))
+    first = rows[0][0] & _POSITION if rows else end
     pinned = _pinned(link, row, first) if row.head.pinned else ()
-    return Log(
-        row.head, Unread(len(rows), partial(_unpacked, row.head.epoch, rows)), pinned, holder, found, deleted_at=deleted_at, ended=ended
-    )
+    return Log(row.head, entries, pinned, holder, found, deleted_at=deleted_at, ended=ended)
 
 
-def _newest(cursor: sqlite3.Cursor, turns: int | None, messages: int | None) -> Sequence[tuple[Any, ...]]:
+def _newest(cursor: sqlite3.Cursor, turns: int | None, messages: int | None) -> Sequence[_Packed]:
     """Return the rows of the newest turns, oldest first. Where each is one entry, as most are, no row is looked at alone."""
-    some: list[tuple[Any, ...]] = []
+    some: list[_Packed] = []
     if turns and turns < _EXAMINED and messages is None:
         some = cursor.fetchmany(turns + 1)
-        if len({row[0] for row in some}) == len(some):
+        if len({turn_of(packed) for _, packed in some}) == len(some):
             return some[:turns][::-1]
     return newest_turns(chain(some, cursor), turns, messages, _turn_and_count)
+
+
+def _turn_and_count(row: _Packed) -> tuple[bytes, int]:
+    return turn_of(row[1]), count_of(row[1])
 
 
 def _pinned(link: sqlite3.Connection, row: _Row, before: int) -> tuple[StoredEntry, ...]:
@@ -300,79 +294,26 @@ def _pinned(link: sqlite3.Connection, row: _Row, before: int) -> tuple[StoredEnt
     return _unpacked(row.head.epoch, [each for each in found if each is not None])
 
 
-class _Facts(NamedTuple):
-    """What the file says of an entry beside its turn, its place and its body, as a JSON list.
-
-    The kind is a number of `_KINDS`, with `_CLOSING` added where the turn ends; when it was stored, microseconds since 1970.
-    The last four are there only where one of them is not as usual. Whatever a later version adds behind them is left alone.
-    """
-
-    messages: int
-    entry: str
-    token: str
-    kind: int
-    turns: int
-    start: int
-    stored: int
-    pinned: Sequence[int] = ()
-    hides: Sequence[int] = ()
-    format: int = ENTRY_FORMAT
-    key_id: str = ""
-
-    @classmethod
-    def read(cls, text: str) -> _Facts:
-        return cls(*json.loads(text)[: len(cls._fields)])
+def _packed(entry: Entry, now: float) -> bytes:
+    return b"".join((int(now * _MICROSECONDS).to_bytes(7), pack_facts(entry, in_place=True), entry.body))
 
 
-def _facts(entry: Entry, now: float) -> str:
-    kind = _KINDS.index(entry.kind) | (_CLOSING if entry.closing else 0)
-    usual = entry.count, entry.id, entry.token, kind, entry.turns, entry.start, int(now * _MICROSECONDS)
-    if entry.pinned or entry.hides or entry.key_id or entry.format != ENTRY_FORMAT:
-        return _to_json((*usual, entry.pinned, entry.hides, entry.format, entry.key_id))
-    return _to_json(usual)
-
-
-def _packed(turn: str) -> str | bytes:
-    """Return a turn's id as the file has it, in the table and in the index: a UUID in half the room."""
-    with suppress(ValueError):
-        packed = bytes.fromhex(turn)
-        if packed.hex() == turn:
-            return packed
-    return turn
-
-
-def _turn_and_count(row: tuple[Any, ...]) -> tuple[str | bytes, int]:
-    return row[0], _Facts.read(row[2]).messages
-
-
-def _unpacked(epoch: str, rows: Sequence[tuple[Any, ...]]) -> tuple[StoredEntry, ...]:
-    entries = []
-    for (packed, identifier, _, body), facts in zip(rows, json.loads(f"[{','.join([row[2] for row in rows])}]"), strict=True):
-        count, entry, token, flags, turns, start, stored = facts[:7]
-        pinned, hides, format_, key_id = _rarer(*facts[7:11]) if len(facts) > 7 else _USUAL  # noqa: PLR2004
-        kind, closing = _KINDS[flags & ~_CLOSING], flags & _CLOSING != 0
-        turn = packed if isinstance(packed, str) else packed.hex()
-        read = Entry.read(entry, turn, token, epoch, body, count, kind, closing, turns, start, pinned, hides, format_, key_id)
-        entries.append(StoredEntry(identifier & _POSITION, read, _BEGIN + timedelta(0, 0, stored)))
-    return tuple(entries)
-
-
-def _rarer(pinned: list[int], hides: list[int], format_: int, key_id: str) -> tuple[tuple[int, ...], tuple[int, ...], int, str]:
-    return tuple(pinned), tuple(hides), format_, key_id
+def _unpacked(epoch: str, rows: Sequence[_Packed]) -> tuple[StoredEntry, ...]:
+    return tuple([unpack_entry(packed, identifier & _POSITION, epoch) for identifier, packed in rows])
 
 
 def _look_up(link: sqlite3.Connection, row: _Row, turn: str, now: float) -> Lookup:
     if row.id is None or not row.head.epoch:
         return Lookup()
-    entries = link.execute(_SELECT_TURN, (_packed(turn), row.position(0), row.position(row.head.n))).fetchall()
-    if not entries:
+    rows = link.execute(_SELECT_TURN, (bits_of(turn), row.position(0), row.position(row.head.n))).fetchall()
+    if not rows:
         return Lookup()
-    last, _, facts = entries[-1]
-    newest, first_visible = _Facts.read(facts), row.position(row.head.start)
-    visible = not row.expired(now) and any(shown and identifier > first_visible for identifier, shown, _ in entries)
+    last, packed, _ = rows[-1]
+    newest, first_visible = unpack_entry(packed, last & _POSITION, row.head.epoch), row.position(row.head.start)
+    visible = not row.expired(now) and any(shown and identifier > first_visible for identifier, _, shown in rows)
     state: Literal["running", "interrupted", "complete"]
-    state = "complete" if newest.kind & _CLOSING else "running" if newest.token == row.live_token(now) else "interrupted"
-    return Lookup(state, last - row.position(0), visible)
+    state = "complete" if newest.entry.closing else "running" if newest.entry.token == row.live_token(now) else "interrupted"
+    return Lookup(state, newest.n, visible)
 
 
 def _hold(link: sqlite3.Connection, key: SessionKey, row: _Row, lease: Lease, now: float) -> None:
@@ -397,8 +338,8 @@ def _append(link: sqlite3.Connection, key: SessionKey, after: Head, entry: Entry
             return None
         if n == row.head.n:
             return row.head.id
-        found = link.execute("SELECT facts FROM entry WHERE id = ?", (row.position(n),)).fetchone()
-        return None if found is None else _Facts.read(found[0]).entry
+        found = link.execute("SELECT packed FROM entry WHERE id = ?", (row.position(n),)).fetchone()
+        return None if found is None else unpack_entry(found[0], n, "").entry.id
 
     outcome = decide(after, entry, head=row.head, mark=row.mark, ended=row.ended_epochs(), id_at=id_at, live_token=row.live_token(now))
     if outcome is Outcome.STORED:
@@ -414,15 +355,13 @@ def _append(link: sqlite3.Connection, key: SessionKey, after: Head, entry: Entry
 
 
 def _store(link: sqlite3.Connection, row: _Row, n: int, entry: Entry, now: float, ttl: timedelta | None) -> None:
-    first, last, turn = row.position(0), row.position(n), _packed(entry.turn)
-    for earlier, visible, facts in link.execute(_SELECT_TURN, (turn, first, last)).fetchall():
-        if visible and _Facts.read(facts).token != entry.token:
-            link.execute(_HIDE, (earlier,))
+    first, last, packed = row.position(0), row.position(n), _packed(entry, now)
+    link.execute(_HIDE_EARLIER, (turn_of(packed), first, last, token_of(packed)))
     for hidden in entry.hides:
         link.execute(_HIDE, (row.position(hidden),))
     if row.expired(now) and entry.start > row.head.start:
         link.execute("DELETE FROM entry WHERE id > ? AND id <= ?", (first, row.position(entry.start) - 1))
-    link.execute(_INSERT_ENTRY, (entry.kind is Kind.TURN, turn, last, _facts(entry, now), entry.body))
+    link.execute(_INSERT_ENTRY, (last, entry.kind is Kind.TURN, packed))
     expires = None if ttl is None else now + ttl.total_seconds()
     updated = max(now, row.updated)
     link.execute(
@@ -431,9 +370,9 @@ def _store(link: sqlite3.Connection, row: _Row, n: int, entry: Entry, now: float
         (n, entry.id, entry.turns, entry.start, _text(entry.pinned), updated, expires, row.token, row.until, row.id),
     )
     if not row.head.epoch or updated // _HOUR != row.updated // _HOUR:  # what indexes are of: they are written only where it changes
-        created = row.created if row.head.epoch else now
         link.execute(
-            "UPDATE conversation SET epoch = ?, created = ?, hour = ? WHERE id = ?", (entry.epoch, created, updated // _HOUR, row.id)
+            "UPDATE conversation SET epoch = ?, hour = ?, created = CASE epoch WHEN '' THEN ? ELSE created END WHERE id = ?",
+            (entry.epoch, updated // _HOUR, now, row.id),
         )
 
 

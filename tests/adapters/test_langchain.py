@@ -642,21 +642,28 @@ class TestMemoryMiddleware:
 
     def test_what_was_done_before_an_answer_that_never_came_is_kept(self, store):
         """A cancelled run keeps its tool calls: they may have changed the world."""
+        silent = asyncio.Event()
 
-        class Slow(Model):
+        class Silent(Model):
             async def _agenerate(self, messages, *args, **options):
                 if len(self.sent) == 1:
-                    await asyncio.sleep(60)
+                    silent.set()
+                    await asyncio.sleep(3600)
                 return await super()._agenerate(messages, *args, **options)
 
-        async def job():
-            model = Slow(calling(("c1", {"a": 1, "b": 1})))
-            async with asyncio.timeout(0.5):
-                async with open_conversation(ADA, store=store):
-                    await agent_of(model, [add], middleware=[MemoryMiddleware()]).ainvoke({"messages": ["1 + 1?"]})
+        async def ask():
+            model = Silent(calling(("c1", {"a": 1, "b": 1})))
+            async with open_conversation(ADA, store=store):
+                await agent_of(model, [add], middleware=[MemoryMiddleware()]).ainvoke({"messages": ["1 + 1?"]})
 
-        with pytest.raises(TimeoutError):
-            asyncio.run(job())
+        async def job():
+            asking = asyncio.create_task(ask())
+            await silent.wait()
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+
+        asyncio.run(job())
 
         async def later():
             async with open_conversation(ADA, store=store) as conversation:

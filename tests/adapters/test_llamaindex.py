@@ -153,7 +153,7 @@ class Slow(MockLLM):
         async def words():
             for word in ("one ", "two ", "three"):
                 yield ChatResponse(message=ChatMessage(role=ASSISTANT, content=""), delta=word)
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.3)  # in which a client hears the word, and leaves
                 if self.breaks:
                     raise ConnectionError("the model is down")
 
@@ -295,12 +295,13 @@ class TestMemory:
             monkeypatch.setattr(_queue, "read", _queue.active)
         async with open_conversation(KEY, store=any_store) as conversation:
             chat, key = ConversationChatStore(), conversation.session_id
+            both = asyncio.Barrier(2)
 
             async def put(text: str) -> list[str]:
                 await chat.add_message(key, user(text))
-                await asyncio.sleep(0.05)
+                await both.wait()
                 queue = await chat.get_messages(key)
-                await asyncio.sleep(0.05)
+                await both.wait()
                 return said(await chat.archive_oldest_messages(key, len(queue) - 2))
 
             await chat.add_messages(key, [user("a"), assistant("b")])

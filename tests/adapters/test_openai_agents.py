@@ -359,13 +359,14 @@ class Slow(ScriptedModel):
     def __init__(self, *, breaks=False):
         super().__init__([saying("one two three")])
         self.breaks = breaks
+        self.heard = asyncio.Event()
 
     async def stream_response(self, *args, **options):
         async with aclosing(super().stream_response(*args, **options)) as events:
             async for event in events:
                 if event.type == "response.output_text.delta":
                     yield event.model_copy(update={"delta": "one "})
-                    await asyncio.sleep(0.05 if self.breaks else 3600)  # an error overtakes what was not read
+                    await (self.heard.wait() if self.breaks else asyncio.sleep(3600))  # an error overtakes what was not read
                     if self.breaks:
                         raise ConnectionError("the model is down")
                 yield event
@@ -409,15 +410,15 @@ class TestStreams:
     async def test_what_arrived_is_kept_when_the_stream_is_cut(self, way, store):
         """A server that shuts down cancels; a model that is down raises."""
         async with open_conversation(ADA, store=store) as conversation:
-            run = stream(Slow(breaks=way == "broken"), "question", ConversationSession())
-            arrived = asyncio.Event()
+            model = Slow(breaks=way == "broken")
+            run = stream(model, "question", ConversationSession())
 
             async def read() -> None:
                 async for _ in stream_answer(run):
-                    arrived.set()
+                    model.heard.set()
 
             reading = asyncio.create_task(read())
-            await arrived.wait()
+            await model.heard.wait()
             if way == "cancelled":
                 reading.cancel()
             with pytest.raises((asyncio.CancelledError, ConnectionError)):

@@ -123,7 +123,7 @@ def test_a_retry_of_an_older_version_is_read_as_what_it_was(tool):
         (response(native.TextPart("x"), metadata={"o": object()}), "messages[1]"),
         ("Hello", "messages[1]"),
     ],
-    ids=repr,
+    ids=["an object", "half a character", "an object in metadata", "a text"],
 )
 def test_what_cannot_be_stored_is_refused_by_its_place(message, field):
     """Before anything is stored, and without repeating what somebody said."""

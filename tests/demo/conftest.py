@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.servers.processes import PYTHON, Server
+from tests.servers.processes import PATIENCE, PYTHON, Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,8 +60,9 @@ def browser() -> Iterator[Browser]:
     found = find_browser()
     if found is None:
         pytest.skip("declared: no chromium installed (apt install chromium)")
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=PATIENCE * 1000)
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=found, args=BROWSER_ARGUMENTS)
         yield opened

@@ -14,12 +14,13 @@ import pytest
 
 from convmem import Settings
 from convmem.demo.app import create_app
+from tests.servers.processes import PATIENCE
 
 SLOW = {"DEMO_WORD_DELAY": "0.25"}
 
 
 def client_of(server, **options):
-    return httpx.Client(base_url=server.url, timeout=30, **options)
+    return httpx.Client(base_url=server.url, timeout=PATIENCE, **options)
 
 
 def say(client, message, **options):
@@ -32,7 +33,7 @@ def history(client, **options):
     return client.get("/history", **options).raise_for_status().json()
 
 
-def until(condition, seconds=10.0):
+def until(condition, seconds=PATIENCE):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -66,7 +67,7 @@ def test_an_answer_cut_by_kill_9_reads_as_interrupted(start):
     server = start(**SLOW, CONVMEM_LEASE="1s")
     with client_of(server) as client:
         history(client)
-        with client.stream("POST", "/chat/stream", json={"message": "My name is Ada"}) as response:
+        with client.stream("POST", "/chat/stream", json={"message": "hello"}) as response:
             lines = response.iter_lines()
             next(lines)
             os.kill(int(response.headers["demo-worker"]), signal.SIGKILL)
@@ -74,7 +75,7 @@ def test_an_answer_cut_by_kill_9_reads_as_interrupted(start):
                 list(lines)
         server.wait()
         server.start()
-        assert say(client, "What's my name?") == "Your name is Ada."
+        assert say(client, "What did I say first?").endswith('"hello"')
         states = [(m["role"], m["state"]) for m in history(client)["messages"]]
     assert states == [("user", "interrupted"), ("user", "complete"), ("assistant", "complete")]
 
@@ -211,7 +212,7 @@ def test_a_second_turn_waits_for_the_first(start):
             waiting = threading.Thread(target=lambda: answers.append(say(second, "What's my name?")))
             waiting.start()
             list(lines)
-        waiting.join(20)
+        waiting.join(PATIENCE)
         assert answers == ["Your name is Ada."]
 
 
@@ -221,13 +222,10 @@ def test_a_turn_that_may_not_wait_is_told_so(start):
     with client_of(server) as first, client_of(server) as second:
         history(first)
         second.cookies = first.cookies
-        with first.stream("POST", "/chat/stream", json={"message": "My name is Ada"}) as response:
-            lines = response.iter_lines()
-            next(lines)
-            time.sleep(0.3)
+        with first.stream("POST", "/chat/stream", json={"message": "hello"}) as response:
+            next(response.iter_lines())
             refused = second.post("/chat", json={"message": "What's my name?"})
             assert second.post("/conversations").status_code == 200  # handing out an id is no turn
-            list(lines)
     assert refused.status_code == 409
     assert refused.json()["code"] == "conversation_busy"
     assert refused.json()["running_seconds"] > 0

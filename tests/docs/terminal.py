@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-from tests.servers.processes import HOST, free_port
+from tests.servers.processes import HOST, PATIENCE, free_port
 
 from .pages import ROOT
 
@@ -88,7 +88,7 @@ class Terminal:
         msg = f"{command!r} ended the shell"
         raise AssertionError(msg)
 
-    def _wait_for_server(self, seconds: float = 30.0) -> None:
+    def _wait_for_server(self, seconds: float = PATIENCE) -> None:
         deadline = time.monotonic() + seconds
         time.sleep(0.2)  # one that was just killed may still have its port
         while time.monotonic() < deadline:
@@ -114,7 +114,7 @@ class Terminal:
         if self._bash is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._bash.pid, signal.SIGKILL)
-            self._bash.wait(10)
+            self._bash.wait(PATIENCE)
             assert self._bash.stdin
             assert self._bash.stdout
             with contextlib.suppress(BrokenPipeError):

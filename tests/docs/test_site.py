@@ -114,6 +114,6 @@ def test_the_search_finds_a_page_without_a_network(site, browser):
         page.goto(f"{server.url}/index.html")
         page.get_by_role("button", name="Search").click()
         page.get_by_placeholder("Search").fill("stop button")
-        page.get_by_text("Both keep what was said until then").wait_for(timeout=15_000)
+        page.get_by_text("Both keep what was said until then").wait_for()
         assert elsewhere == []
         page.close()

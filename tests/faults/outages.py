@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.asgi_client import quick
+from tests.awake import Awake
 from tests.faults.checker import Anomaly
 from tests.faults.pods import Clients, Pod, ticking
 from tests.faults.waiting import until
@@ -24,7 +24,7 @@ class Report:
     Attributes:
         codes: The problems clients were told during the outage.
         codes_afterwards: Those they were told when it was over.
-        longest: Seconds the longest turn took, until the store was back.
+        longest: Seconds the longest turn took, until the store was back. These and those below are `Awake`.
         gap: Seconds the event loop did not come round, at most.
         alive: Seconds the liveness route took, at most; it never failed.
         asked: How many turns were sent during the outage.
@@ -75,36 +75,41 @@ async def outage(
         url: The store as the pods reach it.
         direct: The same store, whatever is between.
     """
-    pods = [Pod(url, plant=plant, think=0.1, settings=quick(turn_wait="2s", window_turns=None)) for _ in range(PODS)]
-    clients = Clients(pods, folder, count=CLIENTS, conversations=[f"c{number}" for number in range(CLIENTS)], pause=0.05, roam=False)
+    pods = [Pod(url, plant=plant, think=0.1, turn_wait="2s") for _ in range(PODS)]
+    clock, names = Awake(), [f"c{number}" for number in range(CLIENTS)]
+    clients = Clients(pods, folder, count=CLIENTS, conversations=names, pause=0.05, roam=False, clock=clock)
     try:
-        async with ticking() as gaps, clients:
-            await clients.until(2 * CLIENTS)
-            gaps.clear()
-            await until(lambda: any(pod.thinking for pod in pods))
-            began, calls = time.monotonic(), sum(pod.calls for pod in pods)
-            await begin()
-            alive = await _watch(pods, seconds)
-            longest, model_calls = clients.longest(), sum(pod.calls for pod in pods) - calls
-            codes = frozenset(clients.codes(began))
-            asked = sum(taken.sent >= began for taken in clients.taken)
-            ended = time.monotonic()
-            await end()
-            await clients.until_each_is_served()
-            recovered, gap = time.monotonic() - ended, max(gaps)
-            anomalies = await clients.judge(direct)
-            afterwards = frozenset(clients.codes(ended))
+        with clock:
+            async with ticking(clock) as gaps, clients:
+                await clients.until(2 * CLIENTS)
+                gaps.clear()
+                await until(lambda: any(pod.thinking for pod in pods))
+                began = time.monotonic()
+                await begin()
+                calls = sum(pod.calls for pod in pods)
+                alive = await _watch(pods, clock, seconds)
+                longest, model_calls = clients.longest(), sum(pod.calls for pod in pods) - calls
+                codes = frozenset(clients.codes(began))
+                asked = sum(taken.sent >= began for taken in clients.taken)
+                ended, over = time.monotonic(), clock()
+                await end()
+                await clients.until_each_is_served()
+                recovered, gap = clock() - over, max(gaps)
+                anomalies = await clients.judge(direct)
+                afterwards = frozenset(clients.codes(ended))
     finally:
         for pod in pods:
             await pod.aclose()
     return Report(codes, afterwards, longest, gap, alive, asked, model_calls, recovered, anomalies)
 
 
-async def _watch(pods: list[Pod], seconds: float) -> float:
+async def _watch(pods: list[Pod], clock: Awake, seconds: float) -> float:
     """Ask each pod again and again whether it is alive; return the longest it took to say so."""
-    longest, until = 0.0, time.monotonic() + seconds
-    while time.monotonic() < until:
+    longest, until = 0.0, clock() + seconds
+    while clock() < until:
         for pod in pods:
-            longest = max(longest, await pod.alive())
+            began = clock()
+            await pod.alive()
+            longest = max(longest, clock() - began)
         await asyncio.sleep(0.05)
     return longest

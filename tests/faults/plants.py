@@ -56,7 +56,7 @@ class AnswersFirst(FaultyStore):
 
     async def append(self, key, after, entry, **options: Any) -> Appended:
         async def store() -> Appended:
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(3)
             return await self.store.append(key, after, entry, **options)
 
         task = asyncio.create_task(store())

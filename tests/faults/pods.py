@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from convmem import ConversationMiddleware, Message, Settings, from_callable, get_conversation, open_conversation
+from convmem import ConversationMiddleware, Message, from_callable, get_conversation, open_conversation
 from convmem.config import open_store
 from convmem.stores.base import Store
 from tests.asgi_client import Answer, Client, quick, user_header
@@ -26,6 +26,7 @@ from tests.faults.history import Kind, Operation, Outcome, Recorder, read_histor
 from tests.faults.plants import PLANTS
 from tests.faults.waiting import until
 from tests.faults.workload import Seen, elements_of, key_of
+from tests.servers.processes import PATIENCE
 
 CERTAIN = {"conversation_busy", "conversation_conflict", "conversation_fenced", "conversation_gone", "history_lost"}
 """Problems after which the turn is not stored, for certain."""
@@ -52,7 +53,7 @@ class Pod:
         meanwhile: What happens while the model is called the next time; once.
     """
 
-    def __init__(self, url: str, *, plant: str = "", think: float = 0.002, settings: Settings | None = None) -> None:
+    def __init__(self, url: str, *, plant: str = "", think: float = 0.002, turn_wait: str = "30s") -> None:
         """Connect to nothing."""
         self.store: Store = PLANTS[plant](open_store(url))
         self.calls = self.thinking = 0
@@ -67,7 +68,7 @@ class Pod:
         self.app = ConversationMiddleware(
             Starlette(routes=routes),
             store=self.store,
-            settings=settings or quick(turn_wait="10s", window_turns=None),
+            settings=quick(turn_wait=turn_wait, lease="1s", window_turns=None),
             resolvers=[from_callable(user_header)],
             paths=["/turn", "/stream"],
         )
@@ -85,12 +86,10 @@ class Pod:
             client.revisions[conversation] = answer.header("conversation-revision") or ""
         return answer
 
-    async def alive(self) -> float:
-        """Ask the liveness route; return how long it took."""
-        began = time.monotonic()
+    async def alive(self) -> None:
+        """Ask the liveness route."""
         answer = await Client(self.app).get("/alive", user=None)
         assert (answer.status, answer.text) == (200, "alive")
-        return time.monotonic() - began
 
     async def aclose(self) -> None:
         """Close its store."""
@@ -154,13 +153,15 @@ class Taken:
 
     Attributes:
         sent: When, in seconds of the monotonic clock.
-        seconds: How long it took.
+        answered: When it had its answer.
+        seconds: How long that took, by the clock of its `Clients`.
     """
 
     turn: str
     conversation: str
     stream: bool
     sent: float
+    answered: float
     seconds: float
     answer: Answer
 
@@ -175,24 +176,26 @@ class PodClient:
     """One client: takes one turn after the other, and remembers the newest revision of each conversation, as a page does.
 
     Attributes:
+        clock: By which turns are timed.
         taken: Every turn that was answered.
-        waits_since: When the turn that is under way was sent; None when there is none.
+        under_way: When the turn that has no answer yet was sent, by the monotonic clock and by that one; None when there is none.
     """
 
     recorder: Recorder
+    clock: Callable[[], float] = time.monotonic
     revisions: dict[str, str] = field(default_factory=dict)
     taken: list[Taken] = field(default_factory=list)
     turns: int = 0
-    waits_since: float | None = None
+    under_way: tuple[float, float] | None = None
 
     async def take(self, pod: Pod, conversation: str, *, stream: bool = False) -> Answer:
         """Take one turn at a pod."""
         self.turns += 1
-        began = self.waits_since = time.monotonic()
+        sent, began = self.under_way = time.monotonic(), self.clock()
         turn = f"{self.recorder.process}-{self.turns}"
         answer = await pod.take(self, conversation, turn, stream=stream)
-        self.waits_since = None
-        self.taken.append(Taken(turn, conversation, stream, began, time.monotonic() - began, answer))
+        self.under_way = None
+        self.taken.append(Taken(turn, conversation, stream, sent, time.monotonic(), self.clock() - began, answer))
         return answer
 
 
@@ -200,7 +203,7 @@ class Clients:
     """Several clients that take turns at several pods until they are stopped; a context that ends them.
 
     Each stays with its pod but for every fifth turn, which goes to the next one, as behind a balancer. Half the turns are streams.
-    With `roam` each changes its conversation every three turns; else each keeps to one.
+    With `roam` each changes its conversation every three turns; else each keeps to one. Turns are timed by `clock`.
     """
 
     def __init__(
@@ -212,12 +215,13 @@ class Clients:
         conversations: Iterable[str] = ("c0", "c1"),
         pause: float = 0.01,
         roam: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare them."""
         folder.mkdir(parents=True, exist_ok=True)
         self.pods, self.folder, self.conversations = pods, folder, list(conversations)
-        self.pause, self.roam = pause, roam
-        self.clients = [PodClient(Recorder(folder, f"p{number}")) for number in range(count)]
+        self.pause, self.roam, self.clock = pause, roam, clock
+        self.clients = [PodClient(Recorder(folder, f"p{number}"), clock) for number in range(count)]
         self._stopped = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -244,20 +248,24 @@ class Clients:
 
     def codes(self, since: float = 0.0) -> set[str]:
         """Return the problems clients were told from a moment on; empty for a success."""
-        return {taken.answer.code for taken in self.taken if taken.sent + taken.seconds >= since}
+        return {taken.answer.code for taken in self.taken if taken.answered >= since}
 
-    def longest(self) -> float:
-        """Return how long the longest turn has taken, those that are still under way included."""
-        now = time.monotonic()
-        waiting = [now - client.waits_since for client in self.clients if client.waits_since is not None]
-        return max([*waiting, *(taken.seconds for taken in self.taken)], default=0.0)
+    def longest(self, since: float = 0.0) -> float:
+        """Return how long the longest turn has taken that was sent from a moment on, those that are still under way included."""
+        now = self.clock()
+        waiting = [now - began for sent, began in (client.under_way for client in self.clients if client.under_way) if sent >= since]
+        return max([*waiting, *(taken.seconds for taken in self.taken if taken.sent >= since)], default=0.0)
 
-    async def until(self, successes: int, *, seconds: float = 20.0) -> None:
+    def stored_since(self, moment: float) -> int:
+        """Return how many turns that were sent after a moment are stored, as their clients were told."""
+        return sum(taken.stored and taken.sent > moment for taken in self.taken)
+
+    async def until(self, successes: int, *, seconds: float = PATIENCE) -> None:
         """Wait for so many more turns to succeed."""
         wanted = self._successes() + successes
         await until(lambda: self._successes() >= wanted or any(task.done() for task in self._tasks), seconds=seconds)
 
-    async def until_each_is_served(self, *, seconds: float = 20.0) -> None:
+    async def until_each_is_served(self, *, seconds: float = PATIENCE) -> None:
         """Wait until every client has had a turn stored that was sent from now on."""
         now = time.monotonic()
 
@@ -338,15 +346,15 @@ async def stored(store: Store, conversation: str) -> Seen:
 
 
 @asynccontextmanager
-async def ticking(every: float = 0.005) -> AsyncIterator[list[float]]:
-    """Measure the gaps of a task that sleeps for `every`: how long the event loop did not come round."""
+async def ticking(clock: Callable[[], float], every: float = 0.005) -> AsyncIterator[list[float]]:
+    """Measure the gaps of a task that sleeps for `every`: how long the event loop did not come round, by a clock."""
     gaps: list[float] = []
 
     async def tick() -> None:
         while True:
-            began = time.monotonic()
+            began = clock()
             await asyncio.sleep(every)
-            gaps.append(time.monotonic() - began - every)
+            gaps.append(clock() - began - every)
 
     task = asyncio.create_task(tick())
     try:

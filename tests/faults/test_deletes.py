@@ -6,7 +6,6 @@ import pytest
 
 from convmem import open_conversation
 from convmem.config import open_store
-from tests.asgi_client import quick
 from tests.faults.checker import Anomaly, names
 from tests.faults.history import Kind
 from tests.faults.pods import Clients, Pod
@@ -19,7 +18,7 @@ async def deleted(url: str, folder, *, reused: bool, stream: bool, plant: str = 
 
     Return what the clients were told, the one whose turn was under way last but one; and what is wrong.
     """
-    pods = [Pod(url, plant=plant, settings=quick(window_turns=None)) for _ in range(2)]
+    pods = [Pod(url, plant=plant) for _ in range(2)]
     clients = Clients(pods, folder, count=2, conversations=["c0"])
     mine, other = clients.clients
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.asgi_client import quick
 from tests.faults.checker import Anomaly, names
 from tests.faults.pods import Clients, Pod
+from tests.faults.waiting import until
 from tests.faults.workers import told
 from tests.servers.processes import HOST
 from tests.wheels.postgres import PostgresWheel
@@ -48,20 +48,23 @@ async def promote(wheel: PostgresWheel, folder: Path, *, quorum: bool) -> Promot
         primary.sql("SELECT pg_reload_conf()")
     hosts = f"postgresql://postgres@{HOST}:{primary.port},{HOST}:{standby.port}/postgres"
     url = f"{hosts}?target_session_attrs=read-write&timeout=1s&unsafe=allow"
-    pods = [Pod(url, settings=quick(turn_wait="2s", window_turns=None)) for _ in range(2)]
+    pods = [Pod(url, turn_wait="2s") for _ in range(2)]
     try:
         async with Clients(pods, folder, count=4, pause=0.02) as clients:
             await clients.until(16)
             for pid in primary.senders():
                 primary.pause(pid)
             behind = time.monotonic()
-            await asyncio.sleep(0.7)
-            meanwhile = sum(taken.stored and taken.sent > behind for taken in clients.taken)
+            if quorum:
+                await asyncio.sleep(0.7)
+            else:
+                await until(lambda: clients.stored_since(behind) >= 8)
+            meanwhile = clients.stored_since(behind)
             await asyncio.to_thread(primary.kill)
             await asyncio.to_thread(standby.promote)
             since = time.monotonic()
-            await clients.until_each_is_served(seconds=30)
-            await clients.until(12, seconds=30)
+            await clients.until_each_is_served()
+            await clients.until(12)
             anomalies = await clients.judge(standby.url(query="?unsafe=allow"))
     finally:
         for pod in pods:

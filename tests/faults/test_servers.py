@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.asgi_client import quick
 from tests.faults.checker import Anomaly, names
 from tests.faults.deployments import Deployment
 from tests.faults.outages import Report, outage
@@ -100,7 +99,7 @@ async def test_twin_a_blind_retry_is_found_to_double_turns(small_deployment, tmp
 @asynccontextmanager
 async def one_client(deployment: Deployment, folder, plant: str = "") -> AsyncIterator[tuple[Pod, Clients]]:
     """Return one pod, one client with a first turn stored, and a conversation."""
-    pod = Pod(deployment.url, plant=plant, settings=quick(window_turns=None))
+    pod = Pod(deployment.url, plant=plant)
     clients = Clients([pod], folder, count=1, conversations=["c0"])
     try:
         assert await take(pod, clients) == ""

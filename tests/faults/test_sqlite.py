@@ -11,23 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.asgi_client import quick
 from tests.faults.checker import names
 from tests.faults.outages import Report, outage
 from tests.faults.pods import Clients, Pod
 from tests.faults.workers import Workers, told
+from tests.servers.processes import PATIENCE
 
 # Another process holds the lock
 
 
 LONGEST = 4.5
-"""Seconds: an append is tried four times, each time waits 0.3 s for the file, and 0.75 s lie between; a busy machine has the rest."""
+"""Awake seconds: an append is tried four times, each time waits 0.3 s for the file, and 0.75 s lie between; a busy machine has the rest."""
 
 
 async def locked(tmp_path: Path, plant: str = "", *, seconds: float = 5.0) -> Report:
     """Hold the file's write lock for a while, as a stuck process does."""
     path = tmp_path / "convmem.db"
-    other = sqlite3.connect(path, isolation_level=None, timeout=5)
+    other = sqlite3.connect(path, isolation_level=None, timeout=PATIENCE)
 
     async def begin() -> None:
         other.execute("BEGIN IMMEDIATE")
@@ -106,7 +106,7 @@ async def replaced(tmp_path: Path, *, keep: bool, plant: str = "") -> Restored:
     """Let pods write, copy the file, let them write on, and put the copy in its place: a restored backup. Without it, nothing."""
     path = tmp_path / "convmem.db"
     url = f"sqlite:///{path}"
-    pods = [Pod(url, plant=plant, settings=quick(window_turns=None)) for _ in range(2)]
+    pods = [Pod(url, plant=plant) for _ in range(2)]
 
     async def write(clients: Clients) -> None:
         clients.start()

@@ -62,15 +62,15 @@ async def test_twin_a_store_that_answers_first_is_found_to_lose_the_turns_of_a_k
 
 
 async def stop_past_the_lease(url: str, folder: Path, **options) -> Verdict:
-    """Stop one of three workers in the middle of a turn until others have gone on, then let it finish."""
-    async with Workers(url, folder, 3, turns=3, think=0.3, **options) as workers:
-        stopped = await workers.in_turn()
-        stopped.pause()
-        others = [worker for worker in workers.workers if worker is not stopped]
-        had = sum(worker.acknowledged for worker in others)
-        await until(lambda: sum(worker.acknowledged for worker in others) >= had + 2)
-        stopped.resume()
-        return await workers.end()
+    """Let one worker stop in the middle of its first turn, until two that started then have gone on; then let it finish."""
+    async with Workers(url, folder, 1, turns=3, stops=1, prefix="s", **options) as stopping:
+        stopped = stopping.workers[0]
+        await until(lambda: stopped.stopped)
+        async with Workers(url, folder, 2, turns=3, **options) as others:
+            await until(lambda: sum(worker.acknowledged for worker in others.workers) >= 2)
+            stopped.resume()
+            await asyncio.to_thread(stopped.end, 60.0)
+            return await others.end()
 
 
 @pytest.mark.asyncio

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from tests.servers.processes import PATIENCE
 
-async def until(happened: Callable[[], bool], *, seconds: float = 30.0) -> None:
+
+async def until(happened: Callable[[], bool], *, seconds: float = PATIENCE) -> None:
     """Return as soon as it has happened.
 
     Raises:

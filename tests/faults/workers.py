@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -67,9 +68,10 @@ class Worker:
         self._life += 1
         self._process = self._start(replace(last, name=f"{self.plan.name}.{self._life}", turns=max(0, last.turns - begun)))
 
-    def pause(self) -> None:
-        """Stop it in the middle of whatever it does."""
-        self._process.send_signal(signal.SIGSTOP)
+    @property
+    def stopped(self) -> bool:
+        """Whether it has stopped itself and was not resumed."""
+        return os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
 
     def resume(self) -> None:
         """Let it go on."""
@@ -86,7 +88,7 @@ class Worker:
 
     def _start(self, plan: Plan) -> subprocess.Popen[bytes]:
         self._lives.append(plan)
-        options = ["turns", "conversations", "seed", "think", "plant"]
+        options = ["turns", "conversations", "seed", "think", "plant", "stops"]
         arguments = [f"--{option}={getattr(plan, option)}" for option in options]
         command = [sys.executable, "-m", "tests.faults.workload", plan.store, str(plan.folder), plan.name, *arguments]
         return subprocess.Popen(command, cwd=ROOT, env=clean_environment(SETTINGS))
@@ -142,10 +144,12 @@ class Workers:
         seed: int = 0,
         think: float = 0.002,
         plant: str = "",
+        stops: int = 0,
+        prefix: str = "w",
     ) -> None:
-        """Plan them all alike; their names are w0, w1 and so on. See `Plan`."""
+        """Plan them all alike; their names are w0, w1 and so on, or with another prefix. See `Plan`."""
         self.url, self.folder, self.conversations = url, folder, conversations
-        self._plans = [Plan(url, folder, f"w{number}", turns, conversations, seed, think, plant) for number in range(count)]
+        self._plans = [Plan(url, folder, f"{prefix}{number}", turns, conversations, seed, think, plant, stops) for number in range(count)]
         self.workers: list[Worker] = []
         self._began = 0.0
 
@@ -161,15 +165,15 @@ class Workers:
         for worker in self.workers:
             worker.close()
 
-    async def until(self, appends: int, *, seconds: float = 30.0) -> None:
+    async def until(self, appends: int, *, seconds: float = 60.0) -> None:
         """Wait until so many turns have been begun, so that a fault meets work under way."""
         await until(lambda: self._begun() >= appends, seconds=seconds)
 
-    async def refusals(self, number: int, *, seconds: float = 30.0) -> None:
+    async def refusals(self, number: int, *, seconds: float = 60.0) -> None:
         """Wait until so many calls have failed or had no answer."""
         await until(lambda: sum(self._count(f'"type":"{word}"') for word in ("fail", "unknown")) >= number, seconds=seconds)
 
-    async def in_turn(self, *, seconds: float = 30.0) -> Worker:
+    async def in_turn(self, *, seconds: float = 60.0) -> Worker:
         """Wait until a worker is in the middle of a turn, and return it."""
         found: list[Worker] = []
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import random
+import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,8 @@ class Plan:
         seed: What it chooses by.
         think: Seconds between question and answer: the model.
         plant: Which broken build it runs; empty is ours.
+        stops: How many of its turns, the first ones, it stops itself in (SIGSTOP), between question and answer. There it holds no lock
+            of a file: stopped from outside, it may, and then nobody goes on.
     """
 
     store: str
@@ -42,6 +46,7 @@ class Plan:
     seed: int = 0
     think: float = 0.002
     plant: str = ""
+    stops: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,11 +95,14 @@ async def work(plan: Plan) -> None:
     with Recorder(plan.folder, plan.name) as recorder:
         for number in range(plan.turns):
             conversation = f"c{chance.randrange(plan.conversations)}"
-            await take_turn(store, recorder, conversation, f"{plan.name}-{number}", saves_early=chance.random() < 1 / 3, think=plan.think)
+            turn, saves_early, stops = f"{plan.name}-{number}", chance.random() < 1 / 3, number < plan.stops
+            await take_turn(store, recorder, conversation, turn, saves_early=saves_early, think=plan.think, stops=stops)
     await store.aclose()
 
 
-async def take_turn(store: Store, recorder: Recorder, name: str, turn: str, *, saves_early: bool = False, think: float = 0.0) -> None:
+async def take_turn(
+    store: Store, recorder: Recorder, name: str, turn: str, *, saves_early: bool = False, think: float = 0.0, stops: bool = False
+) -> None:
     """Take one turn: a read when it is loaded, an append until it is stored."""
     asked, elements = recorder.invoke(Kind.READ, name), elements_of(turn)
     reading = True
@@ -107,6 +115,8 @@ async def take_turn(store: Store, recorder: Recorder, name: str, turn: str, *, s
             conversation.append(Message.user(elements[0]))
             if saves_early:
                 await conversation.save()
+            if stops:
+                os.kill(os.getpid(), signal.SIGSTOP)
             await asyncio.sleep(think)
             conversation.append(*(Message.assistant(element) for element in elements[1:]))
     except ConvmemError as error:
@@ -138,6 +148,7 @@ def plan_of(arguments: Sequence[str] | None = None) -> Plan:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--think", type=float, default=0.002, help="seconds between question and answer")
     parser.add_argument("--plant", choices=PLANTS, default="", help="a broken build")
+    parser.add_argument("--stops", type=int, default=0, help="in how many turns it stops itself")
     return Plan(**vars(parser.parse_args(arguments)))
 
 

@@ -13,8 +13,14 @@ from tests.servers.processes import PYTHON, Server, clean_environment
 
 MODEL = '''
 import asyncio
+from pathlib import Path
 
-SECONDS = 1.2
+
+async def think():
+    """Say that it thinks, and go on when it is told to."""
+    Path("thinks").touch()
+    while not Path("goes-on").exists():
+        await asyncio.sleep(0.01)
 
 
 def answer_now(messages):
@@ -27,14 +33,14 @@ def answer_now(messages):
 
 async def answer(messages):
     if messages[-1].text == "slowly":
-        await asyncio.sleep(SECONDS)
+        await think()
     return answer_now(messages)
 
 
 async def stream(messages):
     for number, word in enumerate(answer_now(messages).split()):
         if number == 1 and messages[-1].text == "slowly":
-            await asyncio.sleep(SECONDS)
+            await think()
         if number == 1 and messages[-1].text == "break off":
             raise RuntimeError("the model broke off")
         yield f"{word} "

@@ -18,9 +18,11 @@ from websockets.sync.client import connect
 
 from convmem import Message, NoConversation, current_conversation, get_conversation
 from tests import asgi_client
-from tests.asgi_client import Client
+from tests.asgi_client import AT_ONCE, Client
+from tests.faults.waiting import until
 from tests.frameworks.apps import serve
 from tests.frameworks.catalogue import FRAMEWORKS
+from tests.servers.processes import PATIENCE
 
 memory_world = asgi_client.memory_world
 BY_NAME = {framework.name: framework for framework in FRAMEWORKS}
@@ -32,13 +34,6 @@ def owner_here() -> str:
         return current_conversation().owner
     except NoConversation as error:
         return str(error)
-
-
-async def until(done, seconds: float = 2.0) -> None:
-    """Wait until something that goes on after the answer has been noted."""
-    async with asyncio.timeout(seconds):
-        while not done:  # noqa: ASYNC110 - frameworks begin these tasks, and hand nothing out to wait for
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.asyncio
@@ -57,7 +52,7 @@ async def test_falcons_threads_do_not_know_the_request(memory_world):
     app = falcon.asgi.App()
     app.add_route("/chat", Resource())
     assert (await memory_world.serve(app).get()).status == 200
-    await until(later)
+    await until(lambda: bool(later))
     assert (seen["asyncio"], seen["request"]) == ("user:ada", "user:ada")
     for sentence in (seen["falcon"], *later):
         assert "A thread may not know its request" in sentence
@@ -97,7 +92,7 @@ async def test_a_quart_stream_has_the_conversation_and_not_the_request(memory_wo
     client = Client(memory_world.serve(app).app)
     for path in ("/bare", "/with-context", "/background"):
         assert (await client.get(path)).status == 200
-    await asyncio.sleep(0.05)
+    await until(lambda: len(seen) == 3)
     assert seen[:2] == [("user:ada", None), ("user:ada", "/with-context")]
     assert seen[2][0] == "user:ada"
 
@@ -119,7 +114,7 @@ async def test_a_blacksheep_request_loses_its_scope_after_the_answer(memory_worl
 
     await app.start()
     assert (await memory_world.serve(app).get()).status == 200
-    await until(seen)
+    await until(lambda: bool(seen))
     await app.stop()
     assert seen == [(None, "user:ada")]
 
@@ -163,7 +158,7 @@ async def test_a_view_of_flask_that_waits_for_the_loop_hangs_only_itself(memory_
         asyncio.run_coroutine_threadsafe(conversation.save(), conversation.loop).result(5)
         return "ok"
 
-    answer = await asyncio.wait_for(memory_world.serve(WSGIMiddleware(flask)).post(), 5)
+    answer = await asyncio.wait_for(memory_world.serve(WSGIMiddleware(flask)).post(), AT_ONCE)
     assert answer.text == "ok"
     assert await memory_world.states() == ["complete"]
 
@@ -177,14 +172,14 @@ def env():
 def test_sanic_on_daphne_answers_every_request_with_500(tmp_path, env):
     """Sanic waits for a lifespan, which daphne does not have."""
     with serve(BY_NAME["sanic"], "daphne", tmp_path, env) as process:
-        assert httpx.post(f"{process.url}/chat", params={"text": "Hello"}).status_code == 500
+        assert httpx.post(f"{process.url}/chat", params={"text": "Hello"}, timeout=PATIENCE).status_code == 500
         assert "Loop can only be retrieved after the app has started" in process.log
 
 
 def test_a_quart_websocket_on_daphne_is_refused(tmp_path, env):
     """Quart reads `scope["scheme"]`, which daphne leaves out for WebSockets."""
     with serve(BY_NAME["quart"], "daphne", tmp_path, env) as process:
-        httpx.post(f"{process.url}/chat", params={"text": "Hello"}).raise_for_status()
+        httpx.post(f"{process.url}/chat", params={"text": "Hello"}, timeout=PATIENCE).raise_for_status()
         with pytest.raises(InvalidStatus, match="500"), connect(f"ws://127.0.0.1:{process.port}/chat/socket"):
             pass
         assert "KeyError: 'scheme'" in process.log

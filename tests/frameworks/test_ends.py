@@ -8,29 +8,29 @@ from __future__ import annotations
 
 import socket
 import struct
-import time
 
 import httpx
 import pytest
 
 from tests.frameworks import test_promises
 from tests.frameworks.test_promises import Running, history, say, settled
+from tests.servers.processes import PATIENCE
 
-running = test_promises.running
+started, running = test_promises.started, test_promises.running
 WORDS = "You said: slowly"
 
 
 def hang_up(running: Running, client: httpx.Client, path: str, *, after: bytes = b"", reset: bool) -> None:
-    """Send a turn over a bare socket and hang up: at once, or after a text has come back."""
+    """Send a turn over a bare socket and hang up: while the model thinks, or after a text has come back."""
     fields = {"Host": "test", "Content-Length": "0", "Cookie": "; ".join(f"{name}={value}" for name, value in client.cookies.items())}
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    with socket.create_connection(("127.0.0.1", running.server.port), timeout=15) as wire:
+    with socket.create_connection(("127.0.0.1", running.server.port), timeout=PATIENCE) as wire:
         wire.sendall(f"POST {path}?text=slowly HTTP/1.1\r\n{head}\r\n".encode())
         data = b""
         while after and after not in data:
             data += wire.recv(65536)
         if not after:
-            time.sleep(0.3)
+            running.wait_until_it_thinks()
         if reset:
             wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
@@ -43,6 +43,8 @@ def test_a_client_that_hangs_up_leaves_a_conversation_that_goes_on(running, path
     with running.client() as client:
         say(client, "Ada")
         hang_up(running, client, path, after=after, reset=reset)
+        if not after or running.framework.after_leaving == "complete":
+            running.let_it_go_on()
         lines = settled(client, 2)
         assert lines[2].startswith("user: slowly (")
         state = lines[2].removeprefix("user: slowly (").removesuffix(")")

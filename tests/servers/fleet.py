@@ -27,6 +27,7 @@ from tests.faults.checker import Anomaly, check
 from tests.faults.history import Kind, Recorder, read_histories
 from tests.faults.plants import AnswersFirst
 from tests.faults.workload import Seen, elements_of
+from tests.servers.processes import PATIENCE
 
 # The app
 
@@ -122,7 +123,7 @@ class Caller:
         self.unfound: set[str] = set()
         self.turns = self.tries = 0
 
-    def take(self, *, seconds: float = 40.0) -> None:
+    def take(self, *, seconds: float = PATIENCE) -> None:
         """Take one turn, under its own Idempotency-Key, and repeat it until its answer has been seen whole."""
         self.turns += 1
         name = f"{self.name}-{self.turns}"
@@ -150,7 +151,7 @@ class Caller:
 
     def read(self, *, final: bool = False) -> list[str]:
         """Read everything there is, and look for all its answers; a server that is down is asked again."""
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + PATIENCE
         while True:
             asked = self.recorder.invoke(Kind.READ, self.visitor.name, final=final)
             with suppress(httpx.HTTPError):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -15,17 +17,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 HOST = "127.0.0.1"
 PYTHON = sys.executable
+PATIENCE = 90.0
+"""Seconds to wait for what has to come: no promise, only when a test gives up, and far more than the slowest machine needs."""
+PORTS = range(10_000, 32_768)
+"""Of servers. Kernels give clients higher ones, so that no connection gets the port of a server that is down."""
 
 
 def free_port() -> int:
-    """Return a port nobody listens on at this moment; another process may still take it before the caller does."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """Return a port nobody listens on; none is returned twice, and none in two processes of one run of the tests."""
+    for port in _ports():
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((HOST, port))
+            return port
+    raise AssertionError("all ports have been used")
+
+
+@functools.cache
+def _ports() -> Iterator[int]:
+    """Return this process's share of the ports, in an order of its own."""
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    share = PORTS[number :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
+    return iter(random.SystemRandom().sample(share, len(share)))
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -84,7 +100,7 @@ class Server:
         """All it ever wrote to standard output and standard error."""
         return Path(self._log.name).read_text(encoding="utf-8", errors="replace")
 
-    def start(self, *, wait: float | None = 30.0) -> Self:
+    def start(self, *, wait: float | None = PATIENCE) -> Self:
         """Start it, in a session of its own, and wait so many seconds until it answers; None does not wait.
 
         Raises:
@@ -98,7 +114,7 @@ class Server:
             self.wait_until_it_answers(wait)
         return self
 
-    def wait_until_it_answers(self, seconds: float = 30.0) -> None:
+    def wait_until_it_answers(self, seconds: float = PATIENCE) -> None:
         """Wait until a GET on `path` gets any answer.
 
         Raises:
@@ -115,7 +131,7 @@ class Server:
                 raise RuntimeError(msg)
             time.sleep(0.05)
 
-    def wait_for_log(self, text: str, seconds: float = 30.0) -> None:
+    def wait_for_log(self, text: str, seconds: float = PATIENCE) -> None:
         """Wait until the log holds a text.
 
         Raises:
@@ -128,7 +144,7 @@ class Server:
                 raise RuntimeError(msg)
             time.sleep(0.05)
 
-    def wait(self, seconds: float = 30.0) -> int:
+    def wait(self, seconds: float = PATIENCE) -> int:
         """Wait until the process has ended by itself; return how."""
         assert self._process is not None
         return self._process.wait(seconds)
@@ -137,9 +153,9 @@ class Server:
         """End it, and all it started, with SIGKILL; return when it is gone."""
         self._signal_all(signal.SIGKILL)
         if self._process:
-            self._process.wait(10)
+            self._process.wait(PATIENCE)
 
-    def terminate(self, seconds: float = 15.0) -> int:
+    def terminate(self, seconds: float = PATIENCE) -> int:
         """Ask it to end with SIGTERM, as a deployment does; return how it ended."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.servers.processes import Server
+from tests.servers.processes import PATIENCE, Server
 
 LONGEST_STOP = 2.5
 """Seconds: more than two leases, and less than the five after which uvicorn gives a worker up."""
@@ -90,7 +90,7 @@ class Schedule:
             return
         _send(pid, number)
 
-    def _workers(self, seconds: float = 30.0) -> list[int]:
+    def _workers(self, seconds: float = PATIENCE) -> list[int]:
         """Return the processes that answer requests; right after a kill there may be none for a while."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -11,7 +11,7 @@ import pytest
 
 from convmem import SessionKey, SQLiteStore
 from tests.servers.commands import server
-from tests.servers.processes import HOST, Server
+from tests.servers.processes import HOST, PATIENCE, Server
 
 DELAY = 0.3
 
@@ -37,7 +37,7 @@ class Seen:
 
 def watch(port: int, database: Path, method: str, path: str, user: str) -> Seen:
     """Send a request over a bare socket, and look into the file at the moment the answer is complete."""
-    with socket.create_connection((HOST, port), timeout=10) as wire:
+    with socket.create_connection((HOST, port), timeout=PATIENCE) as wire:
         began = time.monotonic()
         wire.sendall(f"{method} {path} HTTP/1.1\r\nHost: test\r\nX-User: {user}\r\nContent-Length: 0\r\n\r\n".encode())
         data, first, states = b"", 0.0, list[str]()
@@ -90,7 +90,7 @@ def test_the_last_byte_comes_after_the_commit(running, method, path):
 def test_a_stream_flows_and_its_end_comes_after_the_commit(running):
     """The first word is there while the model thinks; the question is stored before it, the answer before the end."""
     process, database = running
-    seen = watch(process.port, database, "POST", "/stream", "streaming")
+    seen = watch(process.port, database, "POST", "/stream?seconds=1.5", "streaming")
     assert seen.states_at_first_chunk == ["running"]
     assert seen.states_at_end == ["complete"]
     assert seen.first_chunk <= seen.end - DELAY - 0.1

@@ -18,7 +18,7 @@ from tests.faults.checker import names
 from tests.faults.workers import told
 from tests.servers.commands import ROOT
 from tests.servers.fleet import Caller, Visitor, judge
-from tests.servers.processes import HOST, PYTHON, Server
+from tests.servers.processes import HOST, PATIENCE, PYTHON, Server
 from tests.servers.schedule import Schedule, is_alive
 from tests.wheels import valkey
 
@@ -123,7 +123,7 @@ def test_workers_are_killed_and_stopped_at_random_and_every_turn_is_there_once(s
     with ThreadPoolExecutor(len(callers) + 1) as pool:
         befallen = pool.submit(schedule.run)
         for done in [befallen, *[pool.submit(run, caller) for caller in callers]]:
-            done.result(timeout=120)
+            done.result(timeout=2 * PATIENCE)
     took = time.monotonic() - began
     anomalies = judge(folder, visitors)
     workers = {pid for caller in (*first, *callers) for pid in caller.pids}
@@ -204,7 +204,7 @@ def test_a_development_server_that_reloads_between_turns_forgets_nothing(url, tm
 
 
 def wait_for_another_worker(server: Server, pid: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while is_alive(pid):
         assert time.monotonic() < deadline, server.log
         time.sleep(0.05)

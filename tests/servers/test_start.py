@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tests.servers.commands import server
-from tests.servers.processes import HOST
+from tests.servers.processes import HOST, PATIENCE
 
 WRONG = {"CONVMEM_TURN_WAIT": "soon", "CONVMEM_STORE": "memory://"}
 SENTENCE = "CONVMEM_TURN_WAIT is 'soon'; use a duration such as 20s"
@@ -22,7 +22,7 @@ def test_a_wrong_setting_ends_the_server_with_a_sentence(name, options):
     process = server(name, "plain", WRONG, *options)
     try:
         process.start(wait=None)
-        assert process.wait(20) != 0
+        assert process.wait() != 0
         assert SENTENCE in process.log
     finally:
         process.close()
@@ -34,7 +34,7 @@ def test_a_store_that_cannot_be_used_ends_the_server_too(name, options, tmp_path
     process = server(name, "plain", {"CONVMEM_STORE": f"sqlite:///{tmp_path}/nowhere/convmem.db"}, *options)
     try:
         process.start(wait=None)
-        assert process.wait(20) != 0
+        assert process.wait() != 0
         assert "nowhere does not exist; make it, or set another path" in process.log
     finally:
         process.close()
@@ -45,7 +45,7 @@ def test_hypercorn_under_its_supervisor_does_not_start_either():
     process = server("hypercorn", "plain", WRONG)
     try:
         process.start(wait=None)
-        process.wait(20)
+        process.wait()
         assert SENTENCE in process.log
     finally:
         process.close()
@@ -55,7 +55,7 @@ def test_hypercorn_under_its_supervisor_does_not_start_either():
 def test_a_server_without_lifespan_answers_503_and_logs_the_sentence(name, options):
     """There is no other place to say it."""
     with server(name, "plain", WRONG, *options) as process:
-        connection = http.client.HTTPConnection(HOST, process.port, timeout=5)
+        connection = http.client.HTTPConnection(HOST, process.port, timeout=PATIENCE)
         connection.request("POST", "/chat")
         answer = connection.getresponse()
         document = json.loads(answer.read())
@@ -69,7 +69,7 @@ def test_a_server_without_lifespan_answers_503_and_logs_the_sentence(name, optio
 def test_a_server_without_lifespan_serves_when_all_is_well(name, options, tmp_path):
     """The first request makes everything ready."""
     with server(name, "plain", {"CONVMEM_STORE": f"sqlite:///{tmp_path}/convmem.db"}, *options) as process:
-        connection = http.client.HTTPConnection(HOST, process.port, timeout=5)
+        connection = http.client.HTTPConnection(HOST, process.port, timeout=PATIENCE)
         connection.request("POST", "/chat", body="hi")
         answer = connection.getresponse()
         assert (answer.status, json.loads(answer.read())["texts"]) == (200, ["hi"])

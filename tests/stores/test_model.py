@@ -56,7 +56,7 @@ def test_without_a_rule_some_promise_breaks(rule: Rule) -> None:
     pytest.fail(f"nothing breaks without: {rule.value}")
 
 
-@pytest.mark.parametrize("rule", COVERED, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", [rule for rule in Rule if rule in COVERED], ids=lambda rule: rule.name)
 def test_a_rule_that_others_cover_breaks_nothing(rule: Rule) -> None:
     """So that the list of covered rules stays true."""
     for scenario in ("a turn and its retry", "a store that loses"):

@@ -33,8 +33,9 @@ from convmem.stores.postgres_database import UnsafePostgresWarning
 from convmem.stores.postgres_schema import Migration, in_schema, migration_sql, migrations, statement, statements
 from convmem.testing import StoreContract
 from convmem.testing.writer import LONG, Writer, fresh_key
+from tests.awake import Awake
 from tests.faults.proxy import Proxy
-from tests.servers.processes import HOST
+from tests.servers.processes import HOST, PATIENCE
 from tests.wheels.pooler import Pooler
 from tests.wheels.postgres import PostgresServer, PostgresWheel
 
@@ -121,7 +122,7 @@ async def check_flat(url: str, sizes: tuple[int, ...]) -> None:
             assert sent < 1000 + 500, f"{sent} bytes sent with {entries} entries stored"
             if entries >= 20:
                 received.append(got)
-            assert got < 20 * (1000 + 66) + 400, f"{got} bytes received with {entries} entries stored"
+            assert got < 20 * (1000 + 77) + 220, f"{got} bytes received with {entries} entries stored"
     assert max(received) - min(received) < 200, received
 
 
@@ -311,7 +312,7 @@ async def test_no_verb_reads_a_table_from_end_to_end(postgres_wheel: PostgresWhe
         plan = "\n".join(row[0] for row in rows)
         assert "Seq Scan" not in plan, f"{name}:\n{plan}"
         for line, condition in re.findall(r"(Index .*Scan.* on convmem_entry .*)\n\s+Index Cond: (.*)", plan):
-            assert "conversation" in condition, f"{name}: {line} {condition}"
+            assert "conversation" in condition or "substr(facts, 9, 7) =" in condition, f"{name}: {line} {condition}"
     await link.close()
     async with PostgresStore.at(url) as store:
         for call in (lambda: store.load(key, turns=20), lambda: store.load(key, messages=20), lambda: store.list("user:1")):
@@ -339,7 +340,7 @@ async def test_a_worker_that_began_on_empty_tables_reads_no_table_from_end_to_en
         for _ in range(3):
             await asyncio.gather(*(writer.load(turns=3, term=LONG) for writer in writers))
             await asyncio.gather(*(writer.append(release=True) for writer in writers))
-    until = time.monotonic() + 5
+    until = time.monotonic() + PATIENCE
     while await link.fetchval("SELECT n_tup_ins FROM pg_stat_user_tables WHERE relname = 'convmem_entry'") < 61:
         assert time.monotonic() < until
         await asyncio.sleep(0.1)  # a connection hands in its counts when it ends
@@ -349,21 +350,25 @@ async def test_a_worker_that_began_on_empty_tables_reads_no_table_from_end_to_en
 
 
 @pytest.mark.asyncio
-async def test_a_table_that_is_changed_under_a_worker_costs_it_nothing_but_a_trip(postgres_server: PostgresServer) -> None:
-    """A prepared statement whose result would change is refused by the server; the connection and the turn go on."""
+async def test_a_table_that_is_changed_under_a_worker_costs_it_nothing(postgres_server: PostgresServer) -> None:
+    """A turn goes on where it was. A prepared statement whose result would change is refused by the server, and prepared anew."""
     url = postgres_server.database()
     async with PostgresStore.at(url) as store:
         writer = Writer(store)
         await writer.append()
         await writer.load(turns=1)
+        await store.list(writer.key.owner)
         link = await asyncpg.connect(url)
         await link.execute("ALTER TABLE convmem.convmem_entry ALTER COLUMN n TYPE bigint")
-        await link.close()
         backends = await pids(url)
         for _ in range(2):
             assert (await store.load(writer.key, turns=1)).head == writer.head
             await writer.append()
         assert await pids(url) == backends
+        await link.execute("ALTER TABLE convmem.convmem_conversation ALTER COLUMN session TYPE varchar(200)")
+        await link.close()
+        for _ in range(2):
+            assert [item.key for item in (await store.list(writer.key.owner)).items] == [writer.key]
 
 
 @pytest.mark.asyncio
@@ -615,9 +620,9 @@ async def test_connections_that_are_all_busy_are_waited_for_and_not_for_ever(pos
         blocked = link.transaction()
         await blocked.start()
         await link.execute("LOCK TABLE convmem.convmem_conversation IN ACCESS EXCLUSIVE MODE")
-        began = time.monotonic()
-        answers = await asyncio.gather(*(store.load(writer.key) for _ in range(5)), return_exceptions=True)
-        assert time.monotonic() - began < 6
+        with Awake() as clock:
+            answers = await asyncio.gather(*(store.load(writer.key) for _ in range(5)), return_exceptions=True)
+            assert clock() < 6
         assert all(isinstance(answer, StoreUnavailable) for answer in answers)
         for answer in answers:  # which of them came to a connection in its last moment is luck
             assert "all 2 connections" in str(answer) or "did not answer in time" in str(answer)
@@ -639,7 +644,7 @@ async def test_a_call_that_timed_out_leaves_nothing_running_on_the_server(postgr
         with pytest.raises(StoreUnavailable, match="did not answer in time") as caught:
             await writer.offer()
         assert caught.value.unknown
-        until = time.monotonic() + 3
+        until = time.monotonic() + PATIENCE
         while await link.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):
             assert time.monotonic() < until
             await asyncio.sleep(0.05)
@@ -713,20 +718,22 @@ async def test_an_outage_is_over_when_the_server_is_back(postgres_url: str) -> N
     async with Proxy(HOST, port) as proxy, PostgresStore.at(through(postgres_url, proxy.port), timeout=timedelta(seconds=1)) as store:
         writer = Writer(store)
         await writer.append()
-        await proxy.refuse()
-        short = asyncio.create_task(store.load(writer.key))
-        await asyncio.sleep(0.3)
-        await proxy.mend()
-        assert (await short).head == writer.head
+        async with PostgresStore.at(through(postgres_url, proxy.port), timeout=timedelta(seconds=PATIENCE)) as patient:
+            await patient.load(writer.key)
+            await proxy.refuse()
+            short = asyncio.create_task(patient.load(writer.key))
+            await asyncio.sleep(0.3)
+            await proxy.mend()
+            assert (await short).head == writer.head
         await proxy.refuse()
         with pytest.raises(StoreUnavailable):
             await store.load(writer.key)
         await asyncio.sleep(0.2)
-        began = time.monotonic()
-        for _ in range(20):
-            with pytest.raises(StoreUnavailable):
-                await store.load(writer.key)
-        assert time.monotonic() - began < 4, "while a server is away for long, nobody waits for it"
+        with Awake() as clock:
+            for _ in range(20):
+                with pytest.raises(StoreUnavailable):
+                    await store.load(writer.key)
+            assert clock() < 4, "while a server is away for long, nobody waits for it"
         await proxy.mend()
         connections = proxy.connections
         proxy.turn_away()
@@ -895,7 +902,10 @@ async def test_what_an_acknowledged_turn_survives_is_named(postgres_wheel: Postg
     replica = postgres_wheel.replica(primary)
     primary.sql("ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (*)'")
     primary.sql("SELECT pg_reload_conf()")
-    await asyncio.sleep(0.3)
+    link = await asyncpg.connect(primary.url())
+    while await link.fetchval("SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'quorum'") != 1:  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0.02)
+    await link.close()
     async with PostgresStore.at(primary.url()) as store:
         assert "failover to a synchronous standby (synchronous_commit=on, ANY 1 (*))" in (await store.check()).durability
         writer = Writer(store)
@@ -1044,7 +1054,7 @@ async def test_an_append_moves_no_row_to_another_page(postgres_server: PostgresS
             await writer.append()
     link = await asyncpg.connect(url)
     counts = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'convmem_conversation'"
-    until = time.monotonic() + 5
+    until = time.monotonic() + PATIENCE
     while (row := await link.fetchrow(counts))["n_tup_upd"] < 59:
         assert time.monotonic() < until
         await asyncio.sleep(0.1)  # a connection hands in its counts when it ends

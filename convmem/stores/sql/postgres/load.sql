@@ -1,7 +1,8 @@
 -- A window, and with a token the lease.
 --
--- One row has "log", which postgres_layout.py unpacks; its n is where the window begins. Each other row has entries, at most 128,
--- their first position, and all their positions unless they are in a row: those of the window, and those that are pinned before it.
+-- Each row is one value: a position and the packed entry at it, those of the window and those that are pinned before it; in front of all
+-- positions what postgres_layout.py unpacks as the head, behind them the facts of the turn that is looked up. In no order, but the
+-- values sort in this one.
 -- Where the window begins is told by the entries that open a turn. It may begin too early, when an edit hid such an entry, never too late.
 WITH
 -- turns: how many, null is all of them; token, term: of the lease to take, null is none; turn: the one to look up; messages: how
@@ -40,11 +41,13 @@ seen AS (
 ), found AS (
     SELECT last.n, last.facts, NOT seen.expired AND EXISTS (
         SELECT FROM convmem.convmem_entry AS e
-        WHERE e.conversation = seen.id AND substr(e.facts, 9, 16) = seen.turn AND e.n > seen.start
+        WHERE substr(e.facts, 9, 7) = substr(seen.turn, 1, 7) AND substr(e.facts, 9, 16) = seen.turn
+            AND e.conversation IS NOT DISTINCT FROM seen.id AND e.n > seen.start
     ) AS visible
     FROM seen, LATERAL (
         SELECT abs(e.n) AS n, e.facts FROM convmem.convmem_entry AS e
-        WHERE e.conversation = seen.id AND substr(e.facts, 9, 16) = seen.turn ORDER BY abs(e.n) DESC LIMIT 1
+        WHERE substr(e.facts, 9, 7) = substr(seen.turn, 1, 7) AND substr(e.facts, 9, 16) = seen.turn
+            AND e.conversation IS NOT DISTINCT FROM seen.id ORDER BY abs(e.n) DESC LIMIT 1
     ) AS last
 -- end
 ), held AS (
@@ -99,26 +102,9 @@ seen AS (
         ) END
     ) END AS low
     FROM seen
-), chosen AS (
-    SELECT edge.at, e.n, e.facts, e.body
-    FROM edge, convmem.convmem_entry AS e
-    WHERE e.conversation = edge.id AND e.n > edge.low AND e.n <= edge.n -- both bounds: the planner then expects few rows, not a third of all
--- if before
-        AND e.n < edge.before
--- end
-    UNION ALL
-    SELECT edge.at, e.n, e.facts, e.body
-    FROM edge, convmem.convmem_entry AS e
-    WHERE e.conversation = edge.id AND e.n = ANY (edge.pinned) AND e.n > edge.start AND e.n <= edge.low AND NOT edge.expired
--- if before
-        AND e.n < edge.before
--- end
 )
 SELECT
--- if many
-    seen.at,
--- end
-    int2send((
+    '\x00000000'::bytea || int2send((
         seen.expired::integer + (held.conversation IS NOT NULL)::integer * 2
         + ((held.epoch, held.n, held.entry) IS NOT DISTINCT FROM (seen.epoch, seen.n, seen.entry))::integer * 4
         + (seen.holder <> '')::integer * 8
@@ -126,33 +112,39 @@ SELECT
         + coalesce((SELECT n IS NULL AND short FROM reached), false)::integer * 16
 -- end
     )::smallint) || int4send(seen.n) || int4send(seen.visible) || int4send(seen.start)
+    || int4send((SELECT low FROM edge WHERE edge.id = seen.id)::integer)
     || coalesce(nullif(seen.epoch, ''), '\x00') || coalesce(nullif(seen.entry, ''), '\x00')
     || CASE WHEN seen.holder <> '' THEN
         seen.holder || timestamptz_send(now()) || timestamptz_send(seen.taken) || timestamptz_send(seen.until)
     ELSE '' END
     || CASE WHEN seen.pinned IS NOT NULL OR seen.deleted IS NOT NULL OR seen.ended IS NOT NULL THEN convert_to(
         json_build_array(seen.pinned, (extract(epoch FROM seen.deleted) * 1000000)::bigint, seen.ended)::text, 'UTF8'
-    ) ELSE '' END AS log,
-    (SELECT low FROM edge WHERE edge.id = seen.id) AS n, NULL::integer[] AS positions, NULL::bytea[] AS entries
--- if turn
-    , found.n AS found_n, found.facts AS found, found.visible AS found_visible
+    ) ELSE '' END AS value
+-- if many
+    , seen.at
 -- end
 FROM seen LEFT JOIN held ON held.conversation = seen.id
 -- if turn
-LEFT JOIN found ON true
+UNION ALL
+SELECT '\xffffffff'::bytea || int4send(found.n::integer) || boolsend(found.visible) || found.facts FROM found
 -- end
 UNION ALL
-SELECT
+SELECT int4send(e.n::integer) || e.facts || e.body
 -- if many
-    at,
+    , edge.at
 -- end
-    NULL, min(n), CASE WHEN count(*) <= max(n) - min(n) THEN array_agg(n ORDER BY n) END, array_agg(facts || body ORDER BY n)
--- if turn
-    , NULL, NULL, NULL
+FROM edge, convmem.convmem_entry AS e
+WHERE e.conversation = edge.id AND e.n > edge.low AND e.n <= edge.n -- both bounds: the planner then expects few rows, not a third of all
+-- if before
+    AND e.n < edge.before
 -- end
-FROM chosen
-GROUP BY
+UNION ALL
+SELECT int4send(e.n::integer) || e.facts || e.body
 -- if many
-    at,
+    , edge.at
 -- end
-    n >> 7
+FROM edge, convmem.convmem_entry AS e
+WHERE e.conversation = edge.id AND e.n = ANY (edge.pinned) AND e.n > edge.start AND e.n <= edge.low AND NOT edge.expired
+-- if before
+    AND e.n < edge.before
+-- end

@@ -30,10 +30,8 @@ CREATE INDEX conversation_by_owner ON conversation (tenant, owner, hour) WHERE e
 
 CREATE TABLE entry (
     id       INTEGER PRIMARY KEY,
-    turn     NOT NULL,                     -- text; a UUID as 16 bytes
     visible  INTEGER NOT NULL,             -- 0: superseded, hidden, or not a turn's
-    facts    TEXT NOT NULL,                -- JSON: [count, id, token, kind, turns, start, stored]; four more where there is need
-    body     BLOB NOT NULL
+    packed   BLOB NOT NULL                 -- see packing.py: turn and token are in place, from the 9th and the 25th byte on, 16 each
 );
 
-CREATE INDEX entry_by_turn ON entry (turn);
+CREATE INDEX entry_by_turn ON entry (substr(packed, 9, 16));

@@ -51,8 +51,11 @@ CREATE TABLE convmem.convmem_entry (
 
 ALTER TABLE convmem.convmem_entry ALTER COLUMN body SET STORAGE EXTERNAL;
 
--- The turn in front: ids are made in the order of time, so that neighbours are written together.
-CREATE INDEX convmem_entry_of_turn ON convmem.convmem_entry (substr(facts, 9, 16), conversation);
+-- The first 7 bytes of the turn: ids are made in the order of time, so that neighbours are written together, and 7 bytes of it are a
+-- sixteenth of a millisecond, or 56 bits of a hash. A statement compares all 16, and the conversation as IS NOT DISTINCT FROM, by which
+-- the primary key cannot be searched: this index finds a few rows where that finds the whole conversation. The whole turn and the
+-- conversation in the index were 52 bytes for each entry instead of 20.
+CREATE INDEX convmem_entry_of_turn ON convmem.convmem_entry (substr(facts, 9, 7));
 
 -- Who holds a conversation, and the head as of the last write: whoever waited for this row compares that head with the one it
 -- read. Unlogged: taking a lease costs no flush. A crash of the server empties it, which frees every conversation and no more.
