@@ -433,20 +433,21 @@ def tiktoken_cache() -> Path | None:
 
 
 def _redis(url: StoreURL, namespace: str) -> Store:
+    given = {_REDIS_SYNONYMS.get(name, name): value for name, value in url.options.items()}
+    own = {name: given.get(name, default) for name, default in _REDIS_DEFAULTS.items()}
+    connect, reply, replicas_timeout = (parse_duration(own[name]) for name in ("connect_timeout", "timeout", "replicas_timeout"))
+    driver = {name: value for name, value in given.items() if name not in own}
     try:
         from convmem.stores.redis import RedisStore
         from convmem.stores.redis_address import wire_at
         from convmem.stores.redis_wire import Patience
+
+        wire = wire_at(url.scheme, url.rest, driver, Patience(connect.total_seconds(), reply.total_seconds()))
     except ImportError as error:
         raise ConfigurationError(str(error)) from error
 
-    given = {_REDIS_SYNONYMS.get(name, name): value for name, value in url.options.items()}
-    own = {name: given.get(name, default) for name, default in _REDIS_DEFAULTS.items()}
-    connect, reply, replicas_timeout = (parse_duration(own[name]) for name in ("connect_timeout", "timeout", "replicas_timeout"))
-    patience = Patience(connect.total_seconds(), reply.total_seconds())
-    driver = {name: value for name, value in given.items() if name not in own}
     return RedisStore(
-        wire_at(url.scheme, url.rest, driver, patience),
+        wire,
         namespace=namespace,
         durability=cast("Literal['none', 'replicas']", own["durability"]),
         replicas=int(own["replicas"]),

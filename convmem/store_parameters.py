@@ -124,8 +124,12 @@ def _check_redis(url: StoreURL) -> None:
             raise ConfigurationError(msg)
     else:
         _check_redis_place(url)
+    is_tls = url.scheme == "rediss" or (url.scheme in ("redis+cluster", "redis+sentinel") and url.options.get("ssl") == "true")
     for name, value in url.query:
-        _check_redis_parameter(url.scheme, name, value)
+        _check_redis_parameter(url.scheme, name, value, is_tls=is_tls)
+    if "ssl_keyfile" in url.options and "ssl_certfile" not in url.options:
+        msg = "CONVMEM_STORE has ssl_keyfile without ssl_certfile, the certificate the key is for; add it."
+        raise ConfigurationError(msg)
     if "replicas" in url.options and url.options.get("durability") != "replicas":
         msg = "CONVMEM_STORE has replicas without durability=replicas, which alone waits for them; add it, or leave both out."
         raise ConfigurationError(msg)
@@ -150,15 +154,15 @@ def _check_redis_place(url: StoreURL) -> None:
         raise ConfigurationError(msg)
 
 
-def _check_redis_parameter(scheme: str, name: str, value: str) -> None:
-    tls_only = name.startswith("ssl") and scheme in ("redis", "redis+unix")
+def _check_redis_parameter(scheme: str, name: str, value: str, *, is_tls: bool) -> None:
     if name not in _REDIS_PARAMETERS or (name.startswith("sentinel_") and scheme != "redis+sentinel"):
         hint = nearest(name, _REDIS_PARAMETERS)
         advice = f"did you mean {hint}?" if hint and hint != name else f"Redis has {', '.join(_REDIS_PARAMETERS)}."
         msg = f"CONVMEM_STORE has the unknown parameter {name[:40]!r}; {advice}"
         raise ConfigurationError(msg)
-    if tls_only:
-        msg = f"CONVMEM_STORE has {name}, which is for TLS; use rediss://."
+    if not is_tls and (name.startswith("ssl_") or (name == "ssl" and scheme in ("redis", "redis+unix"))):
+        cure = "use rediss://" if scheme in ("redis", "redis+unix") else "add ssl=true"
+        msg = f"CONVMEM_STORE has {name}, which is for TLS; {cure}."
         raise ConfigurationError(msg)
     _check_value(name, value, choices=_REDIS_PARAMETERS[name], least=_COUNTS.get(name), is_duration=name in _DURATIONS)
 

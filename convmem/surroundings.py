@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,6 +80,8 @@ def read_secret_file(variable: str, path: str) -> str:
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
     """Return the choice most like a name; None when none is."""
+    from difflib import get_close_matches  # here, for a worker whose settings are right never needs it
+
     return next(iter(get_close_matches(name, sorted(choices), n=1, cutoff=0.6)), None)
 
 

@@ -736,6 +736,13 @@ class TestStoreURL:
             ("redis://h?decode_responses=true", "CONVMEM_STORE has the unknown parameter 'decode_responses'; "),
             ("redis://h?sentinel_password=hush", "CONVMEM_STORE has the unknown parameter 'sentinel_password'; Redis has "),
             ("redis://h?ssl_ca_certs=/ca.pem", "CONVMEM_STORE has ssl_ca_certs, which is for TLS; use rediss://."),
+            ("redis://h?ssl=true", "CONVMEM_STORE has ssl, which is for TLS; use rediss://."),
+            ("redis+cluster://h?ssl_ca_certs=/ca.pem", "CONVMEM_STORE has ssl_ca_certs, which is for TLS; add ssl=true."),
+            ("redis+sentinel://h/main?ssl=false&ssl_ciphers=x", "CONVMEM_STORE has ssl_ciphers, which is for TLS; add ssl=true."),
+            (
+                "rediss://h?ssl_keyfile=/key.pem",
+                "CONVMEM_STORE has ssl_keyfile without ssl_certfile, the certificate the key is for",
+            ),
             ("redis://h?durability=always", "CONVMEM_STORE has durability='always'; use none or replicas."),
             ("redis://h?replicas=2", "CONVMEM_STORE has replicas without durability=replicas"),
             ("redis://h?durability=replicas&replicas=0", "CONVMEM_STORE has replicas='0'; use a whole number, 1 or more."),

@@ -23,7 +23,8 @@ _KINDS = (Kind.TURN, Kind.EDIT, Kind.RESET)
 _CLOSING, _MORE, _PLAIN, _ALONE = 4, 8, 16, 32
 _HEX, _BASE64, _LONG = 255, 254, 253
 _TAGS = (_HEX, _BASE64, _HEX)
-_STORED = 7
+STORED = 7
+"""How many bytes of an entry say when it was stored."""
 _PLAIN_ENTRY = Struct(">8x16s16sBBB")
 turn_of, token_of = itemgetter(slice(8, 24)), itemgetter(slice(24, 40))
 """Of an entry that was packed in place: the 16 bytes for its turn (`bits_of`), and for its token."""
@@ -156,7 +157,7 @@ class _Stored(StoredEntry):
 
 def unpack_entry(data: bytes, n: int, epoch: str) -> StoredEntry:
     """Return an entry of the list, at its position."""
-    flags = data[_STORED]
+    flags = data[STORED]
     if flags & _PLAIN:
         turn_bits, token_bits, count, turns, start = _PLAIN_ENTRY.unpack_from(data)
         turn, token, at = turn_bits.hex(), _base64(token_bits), _PLAIN_ENTRY.size
@@ -166,7 +167,7 @@ def unpack_entry(data: bytes, n: int, epoch: str) -> StoredEntry:
             identifier, at = data[40:56].hex(), at + 16
             count, turns, start = data[56:59]
     else:
-        turn, at = unpack_name(data, _STORED + 1)
+        turn, at = unpack_name(data, STORED + 1)
         token, at = unpack_name(data, at)
         identifier, at = unpack_name(data, at)
         count, turns, start = data[at : at + 3]
@@ -185,7 +186,7 @@ def unpack_entry(data: bytes, n: int, epoch: str) -> StoredEntry:
         at += size
     kind, closing = _KINDS[flags & 3], flags & _CLOSING != 0
     entry = Entry.read(identifier, turn, token, epoch, data[at:], count, kind, closing, turns, start, *rare)
-    return _Stored(n, entry, data[:_STORED])
+    return _Stored(n, entry, data[:STORED])
 
 
 def apart(window: Iterable[int | bytes]) -> Iterator[tuple[int, bytes]]:
@@ -225,7 +226,7 @@ class Window(Unread):
     def skim(self) -> Iterator[Skimmed]:
         """See `Unread`. Nearly all entries have names of this package, and none of the rarer fields."""
         for n, data in self._places():
-            flags = data[_STORED]
+            flags = data[STORED]
             if flags & (_PLAIN | _MORE) == _PLAIN:
                 at = 40 if flags & _ALONE else 56
                 for _ in range(3):
@@ -240,16 +241,16 @@ class Window(Unread):
 
 def id_of(data: bytes) -> str:
     """Return the id of an entry of the list."""
-    if data[_STORED] & _PLAIN:
-        return (data[8:24] if data[_STORED] & _ALONE else data[40:56]).hex()
-    _, at = unpack_name(data, _STORED + 1)
+    if data[STORED] & _PLAIN:
+        return (data[8:24] if data[STORED] & _ALONE else data[40:56]).hex()
+    _, at = unpack_name(data, STORED + 1)
     _, at = unpack_name(data, at)
     return unpack_name(data, at)[0]
 
 
 def count_of(data: bytes) -> int:
     """Return how many messages are in an entry that was packed in place."""
-    return unpack_number(data, 40 if data[_STORED] & _ALONE else 56)[0]
+    return unpack_number(data, 40 if data[STORED] & _ALONE else 56)[0]
 
 
 def moment(microseconds: int) -> datetime:

@@ -12,17 +12,13 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from math import isfinite
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 try:
     import hiredis as hiredis  # noqa: PLC0414 - only whether it is there; the wire uses it
-    from redis.exceptions import AuthenticationError, NoScriptError, OutOfMemoryError, RedisError, ResponseError
 except ImportError as error:  # pragma: no cover - tests/packaging looks
     msg = 'RedisStore needs: pip install "convmem[redis]"'
     raise ImportError(msg) from error
-
-from redis.asyncio import Redis, RedisCluster
-from redis.asyncio.connection import AbstractConnection
 
 from convmem.exceptions import ConfigurationError, StoreUnavailable
 from convmem.identifiers import new_token
@@ -45,7 +41,10 @@ from convmem.stores.base import (
 )
 from convmem.stores.packing import moment, pack_name
 from convmem.stores.redis_server import Report
-from convmem.stores.redis_wire import Acks, Address, ClusterWire, Lost, Part, Patience, SingleWire, Wire, pack
+from convmem.stores.redis_wire import Acks, Address, Lost, Part, Patience, Refused, Wire, pack
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis, RedisCluster
 
 Durability = Literal["none", "replicas"]
 Unsafe = Literal["warn", "refuse", "allow"]
@@ -100,8 +99,7 @@ class RedisStore(Store):
         if not namespace.replace("_", "").replace("-", "").isalnum() or not namespace.isascii():
             msg = f"namespace is {namespace[:40]!r}; use letters, digits, _ and -."
             raise ValueError(msg)
-        wire = client if isinstance(client, Wire) else _wire_of(client, patience)
-        self._wire = wire
+        self._wire = client if isinstance(client, Wire) else _wire_of(client, patience)
         self._keys = layout.Keys(namespace)
         milliseconds = max(1, replicas_timeout // timedelta(milliseconds=1))
         self._acks = Acks(replicas, milliseconds) if durability == "replicas" else None
@@ -123,11 +121,11 @@ class RedisStore(Store):
         tail = min(turns, _LONGEST_TAIL) if turns and messages is None and before is None else 0
         if tail:
             behind = pack(b"LRANGE", keys[1], b"%d" % -tail, b"-1")
-            reply, entries = await self._run("load", keys, (layout.pack_load(turns, None, None, tail, turn, lease),), behind)
+            reply, entries = await self._run("load", keys, layout.pack_load(turns, None, None, tail, turn, lease), behind)
             log = layout.unpack_load(reply, entries, turn, lease)
             if log is not None:
                 return log
-        (reply,) = await self._run("load", keys, (layout.pack_load(turns, messages, before, 0, turn, lease),))
+        (reply,) = await self._run("load", keys, layout.pack_load(turns, messages, before, 0, turn, lease))
         log = layout.unpack_load(reply, (), turn, lease)
         assert log is not None
         return log
@@ -166,7 +164,7 @@ class RedisStore(Store):
 
     async def renew(self, key: SessionKey, lease: Lease, head: Head) -> bool:
         """See `Store.renew`."""
-        return bool((await self._run("renew", self._keys.of(key), (layout.pack_renew(lease, head),)))[0])
+        return bool((await self._run("renew", self._keys.of(key), layout.pack_renew(lease, head)))[0])
 
     async def release(self, key: SessionKey, token: str) -> None:
         """See `Store.release`."""
@@ -248,7 +246,7 @@ class RedisStore(Store):
                 break
             try:
                 cursor, keys = await self._on(nodes[place.node], "list", "SCAN", place.scan, "MATCH", f"{begin}*", "COUNT", 500)
-            except _Refused as error:
+            except Refused as error:
                 raise StoreUnavailable(self.name, "list", f"the server refuses to be walked through: {error}") from error
             over = cursor == b"0"
             place = place._replace(node=place.node + over, scan=cursor.decode(), indexes=[key.decode() for key in keys])
@@ -328,7 +326,7 @@ class RedisStore(Store):
         for command in (("INFO",), ("CONFIG", "GET", "appendfsync"), ("CONFIG", "GET", "save")):
             try:
                 answers.append(await self._on(node, operation, *command))
-            except _Refused:  # a managed service says less
+            except Refused:  # a managed service says less
                 answers.append(b"" if command == ("INFO",) else [])
         return Report.of(answers[0], [*_pairs(answers[1]), *_pairs(answers[2])])
 
@@ -336,30 +334,28 @@ class RedisStore(Store):
         """Return what changes when a server starts anew, as far as it says so."""
         try:
             info = await self._on(node, "list", "INFO", "server")
-        except _Refused:
+        except Refused:
             return ""
         return next((line[7:].decode() for line in info.splitlines() if line.startswith(b"run_id:")), "")
 
     async def _nodes(self, operation: str) -> Sequence[Address | None]:
         try:
             return await self._wire.primaries()
-        except (Lost, RedisError) as error:
+        except (Lost, Refused) as error:
             raise self._unavailable(operation, error, changes=False) from error
 
     async def _on(self, node: Address | None, operation: str, *command: Part) -> Any:
         try:
             return await self._wire.ask(node, *command)
-        except AuthenticationError as error:
-            raise self._unavailable(operation, error, changes=False) from error
-        except ResponseError as error:
-            raise _Refused(str(error)) from error
-        except (Lost, RedisError) as error:
+        except (Lost, Refused) as error:
+            if isinstance(error, Refused) and not error.is_of_the_sign_in and not error.is_for_now:
+                raise  # it answers, and not this
             raise self._unavailable(operation, error, changes=False) from error
 
     async def _command(self, operation: str, key: bytes, *command: Part) -> Any:
         try:
             return (await self._wire.send(key, pack(*command)))[0]
-        except (Lost, RedisError) as error:
+        except (Lost, Refused) as error:
             raise self._unavailable(operation, error, changes=False) from error
 
     async def _run(
@@ -385,9 +381,11 @@ class RedisStore(Store):
         try:
             try:
                 replies = await self._wire.send(keys[0], pack(b"EVALSHA", script.digest, *told), *behind, acks=acks, again=not stores)
-            except NoScriptError:
+            except Refused as error:
+                if error.code != "NOSCRIPT":
+                    raise
                 replies = await self._wire.send(keys[0], pack(b"EVAL", script.source, *told), *behind, acks=acks, again=not stores)
-        except (Lost, RedisError) as error:
+        except (Lost, Refused) as error:
             raise self._unavailable(operation or verb, error, changes=stores if changes is None else changes) from error
         if acks and replies[-1] < acks.replicas and isinstance(replies[0], int):
             reason = f"{replies[-1]} of {acks.replicas} replicas have confirmed it in time"
@@ -396,17 +394,13 @@ class RedisStore(Store):
 
     def _unavailable(self, operation: str, error: Exception, *, changes: bool) -> StoreUnavailable:
         unknown = changes and isinstance(error, Lost) and error.sent
-        if isinstance(error, OutOfMemoryError):
+        if isinstance(error, Refused) and error.code == "OOM":
             reason = "the server has reached its maxmemory and refuses to write; raise maxmemory, or delete conversations"
-        elif isinstance(error, AuthenticationError):
+        elif isinstance(error, Refused) and error.is_of_the_sign_in:
             reason = f"the server refused the user name or the password: {error}"
         else:
             reason = str(error) or type(error).__name__
         return StoreUnavailable(self.name, operation, reason, unknown=unknown)
-
-
-class _Refused(Exception):
-    """The server answers, and not this."""
 
 
 class _Row(NamedTuple):
@@ -481,22 +475,6 @@ def _pairs(answer: Any) -> list[bytes]:
 
 
 def _wire_of(client: Redis | RedisCluster, patience: Patience) -> Wire:
-    if isinstance(client, RedisCluster):
-        nodes = client.get_nodes() or list(client.nodes_manager.startup_nodes.values())
-        kind, kwargs = nodes[0].connection_class, {**nodes[0].connection_kwargs}
-        for name in ("host", "port"):
-            kwargs.pop(name, None)
+    from convmem.stores.redis_driver import wire_of  # who passes one in has imported redis-py
 
-        async def to(address: Address) -> AbstractConnection:
-            return kind(**kwargs, host=address[0], port=address[1])
-
-        return ClusterWire(to, [(node.host, int(node.port)) for node in nodes], patience, ",".join(node.name for node in nodes))
-    pool = client.connection_pool
-
-    async def make() -> AbstractConnection:
-        made: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
-        return made
-
-    kwargs = pool.connection_kwargs
-    location = kwargs.get("path") or f"{kwargs.get('host', 'the primary named by Sentinels')}:{kwargs.get('port', 6379)}"
-    return SingleWire(make, patience, str(location))
+    return wire_of(client, patience)

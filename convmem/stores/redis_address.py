@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property, partial
 from typing import Any
 from urllib.parse import unquote
 
-from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
-from redis.backoff import NoBackoff
-
-from convmem.stores.redis_wire import Address, ClusterWire, Patience, SingleWire, Wire
+from convmem.stores.redis_wire import Address, ClusterWire, Link, Patience, Refused, SingleWire, Wire, pack
 
 _PORT, _SENTINEL_PORT = 6379, 26379
 _TRUE = ("1", "true", "yes", "on")
-_SIGN_IN = ("username", "password")
+_KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+"""In seconds, seconds and probes, as redis-py has them: a connection whose other end is gone is known to be so in less than a minute."""
+_LIBRARY = pack("CLIENT", "SETINFO", "LIB-NAME", "convmem")
 
 
 def wire_at(scheme: str, rest: str, options: Mapping[str, str], patience: Patience) -> Wire:
@@ -25,82 +26,125 @@ def wire_at(scheme: str, rest: str, options: Mapping[str, str], patience: Patien
     Args:
         scheme: redis, rediss, redis+unix, redis+cluster or redis+sentinel.
         rest: What stands between ``://`` and ``?``.
-        options: The parameters for the driver; `convmem.store_url` has refused those it does not have.
+        options: How to connect, as redis-py calls them; `convmem.store_parameters` has refused others.
         patience: How long calls wait.
+
+    Raises:
+        ImportError: Sentinels are asked by redis-py, which is not there.
     """
     credentials, _, place = rest.rpartition("@")
-    kwargs = _kwargs(scheme, credentials, options)
-    tls = scheme == "rediss" or options.get("ssl", "").lower() in _TRUE
-    kind: type[Connection] = SSLConnection if tls else Connection
+    user, _, password = credentials.partition(":")
+    given = {"username": unquote(user), "password": unquote(password), **options}
+    if scheme == "rediss":
+        given["ssl"] = "true"
     if scheme == "redis+unix":
         path = unquote(place)
-        return SingleWire(_to(UnixDomainSocketConnection, path=path, **kwargs), patience, path)
+        return SingleWire(partial(_Dial(given).to, path), patience, path)
     hosts, _, tail = place.partition("/")
     if scheme == "redis+cluster":
-        seeds = _addresses(hosts, _PORT)
-        return ClusterWire(lambda at: _to(kind, host=at[0], port=at[1], **kwargs)(), seeds, patience, hosts)
+        return ClusterWire(_Dial(given).to, _addresses(hosts, _PORT), patience, hosts)
+    service = ""
     if scheme == "redis+sentinel":
-        service, _, database = tail.partition("/")
-        if database:
-            kwargs["db"] = int(database)
-        watch = {name: kwargs.pop(f"sentinel_{name}") for name in _SIGN_IN if f"sentinel_{name}" in kwargs}
-        watch |= {name: value for name, value in kwargs.items() if name.startswith(("ssl", "socket_"))} | ({"ssl": True} if tls else {})
-        named = _named_by(_addresses(hosts, _SENTINEL_PORT), service, watch | {"retry": _once()}, kind, kwargs)
-        return SingleWire(named, patience, f"{service} of {hosts}")
+        service, _, tail = tail.partition("/")
     if tail:
-        kwargs["db"] = int(tail)
-    (host, port), *_ = _addresses(hosts, _PORT)
-    return SingleWire(_to(kind, host=host, port=port, **kwargs), patience, hosts)
+        given["db"] = tail
+    if service:
+        return SingleWire(_named_by(_addresses(hosts, _SENTINEL_PORT), service, given), patience, f"{service} of {hosts}")
+    (address,) = _addresses(hosts, _PORT)
+    return SingleWire(partial(_Dial(given).to, address), patience, hosts)
 
 
-def _named_by(
-    sentinels: list[Address], service: str, watch: dict[str, Any], kind: type[Connection], kwargs: dict[str, Any]
-) -> Callable[[], Awaitable[AbstractConnection]]:
-    """Return how to connect to the server that Sentinels name as the primary of a service; they are asked anew each time."""
+class _Dial:
+    """How to connect to a server, and what is said first.
 
-    async def make() -> AbstractConnection:
-        asked = Sentinel(sentinels, sentinel_kwargs=watch)  # type: ignore[no-untyped-call]
-        try:
-            host, port = await asked.discover_master(service)
-        finally:
-            # The driver's own close leaves a connection open when it is cancelled before it began.
-            await asyncio.shield(asyncio.gather(*(each.aclose() for each in asked.sentinels)))
-        return kind(host=host, port=port, **kwargs)
+    Args:
+        given: How, as redis-py calls it.
+    """
 
-    return make
+    def __init__(self, given: Mapping[str, str]) -> None:
+        """Connect to nothing yet."""
+        self._given = given
+        self._sign_in = [pack(*command) for command in _sign_in(given)]
 
-
-def _to(kind: type[AbstractConnection], **kwargs: Any) -> Callable[[], Awaitable[AbstractConnection]]:
-    async def make() -> AbstractConnection:
-        return kind(**kwargs)
-
-    return make
-
-
-def _kwargs(scheme: str, credentials: str, options: Mapping[str, str]) -> dict[str, Any]:
-    kwargs: dict[str, Any] = {"protocol": 2, "retry": _once()}
-    if scheme != "redis+unix":
-        kwargs["socket_keepalive"] = True
-    user, colon, password = credentials.partition(":")
-    if user:
-        kwargs["username"] = unquote(user)
-    if colon:
-        kwargs["password"] = unquote(password)
-    for name, value in options.items():
-        if name == "ssl":
-            continue
-        if name in ("db", "protocol"):
-            kwargs[name] = int(value)
-        elif name in ("ssl_check_hostname", "socket_keepalive"):
-            kwargs[name] = value.lower() in _TRUE
+    async def to(self, place: Address | str) -> Link:
+        """Connect to an address, or by a socket file; return it signed in and silent."""
+        loop = asyncio.get_running_loop()
+        if isinstance(place, str):
+            _, link = await loop.create_unix_connection(Link, place)
         else:
-            kwargs[name] = value
-    return kwargs
+            transport, link = await loop.create_connection(Link, *place, ssl=self._tls)
+            if _is_true(self._given.get("socket_keepalive", "true")):
+                _keep_alive(transport.get_extra_info("socket"))
+        try:
+            if self._sign_in:
+                await link.ask(*self._sign_in)
+            try:
+                await link.ask(_LIBRARY)
+            except Refused as error:  # older than Redis 7.2, or it forbids it: it is for those who look at the list of clients
+                if error.is_for_now:
+                    raise
+        except BaseException as error:
+            link.end(error)
+            raise
+        return link
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext | None:
+        given = self._given
+        if not _is_true(given.get("ssl", "")):
+            return None
+        context = ssl.create_default_context()
+        required = ssl.VerifyMode[f"CERT_{given.get('ssl_cert_reqs', 'required').upper()}"]
+        context.check_hostname = required is not ssl.CERT_NONE and _is_true(given.get("ssl_check_hostname", "true"))
+        context.verify_mode = required
+        if "ssl_certfile" in given:
+            context.load_cert_chain(given["ssl_certfile"], given.get("ssl_keyfile"), given.get("ssl_password"))
+        if "ssl_ca_certs" in given or "ssl_ca_path" in given:
+            context.load_verify_locations(given.get("ssl_ca_certs"), given.get("ssl_ca_path"))
+        if "ssl_ciphers" in given:
+            context.set_ciphers(given["ssl_ciphers"])
+        return context
 
 
-def _once() -> Retry:
-    """Return the driver's policy of trying once: trying again is the wire's, with one pause for all that wait."""
-    return Retry(NoBackoff(), 0)
+def _sign_in(given: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
+    """Yield the commands that come before any other on a connection."""
+    user, password = given["username"], given["password"]
+    if given.get("protocol") == "3":
+        yield "HELLO", "3", *(("AUTH", user or "default", password) if user or password else ())
+    elif user or password:
+        yield "AUTH", *((user,) if user else ()), password
+    if "client_name" in given:
+        yield "CLIENT", "SETNAME", given["client_name"]
+    if int(given.get("db", 0)):
+        yield "SELECT", given["db"]
+
+
+def _keep_alive(connected: socket.socket) -> None:
+    with suppress(OSError):
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE:
+            if hasattr(socket, name):  # each system has its own
+                connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _named_by(sentinels: Sequence[Address], service: str, given: Mapping[str, str]) -> Callable[[], Awaitable[Link]]:
+    """Return how to connect to the server that Sentinels name as the primary of a service; they are asked anew each time."""
+    from convmem.stores.redis_driver import primary_named_by
+
+    options: dict[str, Any] = {name: value for name, value in given.items() if name.startswith("ssl_")}
+    options |= {name: _is_true(given[name]) for name in ("ssl", "ssl_check_hostname") if name in given}
+    options["socket_keepalive"] = _is_true(given.get("socket_keepalive", "true"))
+    options |= {name: given[f"sentinel_{name}"] for name in ("username", "password") if f"sentinel_{name}" in given}
+    dial = _Dial(given)
+
+    async def make() -> Link:
+        return await dial.to(await primary_named_by(sentinels, service, options))
+
+    return make
+
+
+def _is_true(text: str) -> bool:
+    return text.lower() in _TRUE
 
 
 def _addresses(hosts: str, port: int) -> list[Address]:

@@ -20,16 +20,14 @@ from typing import Any, Literal
 
 from convmem.keys import SessionKey
 from convmem.stores.base import Entry, Head, Holder, Kind, Lease, Log, Lookup, path_of_tenant
-from convmem.stores.packing import Window, apart, id_of, moment, pack_facts, pack_name, unpack_entry, unpack_name
+from convmem.stores.packing import STORED, Window, apart, id_of, moment, pack_facts, pack_name, unpack_entry, unpack_name
 
 _EXPIRED, _VISIBLE, _MINE = 1, 2, 16
 _NOBODY = Holder()
-_STORED = 7
-_NONE = b"\x00"
 _INCLUDE = re.compile(r"^ *-- include (\w+)\n", re.MULTILINE)
 _STATES: tuple[Literal["absent", "running", "interrupted", "complete"], ...] = ("absent", "running", "interrupted", "complete")
 _MOST = 2**32 - 1
-_LOAD, _APPEND, _RENEW, _DELETE = Struct(">IIIIQ"), Struct(">BBBBBIIIQ"), Struct(">QI"), Struct(">I")
+_LOAD, _APPEND, _RENEW, _DELETE = Struct(">IIIII"), Struct(">BBBBBIIIQ"), Struct(">QI"), Struct(">I")
 _FACTS, _HEAD = Struct(">BIIQQQ"), Struct(">III")
 _MILLISECOND = timedelta(milliseconds=1)
 
@@ -86,13 +84,15 @@ class Keys:
         return tenant, owner
 
 
-def pack_load(turns: int | None, messages: int | None, before: int | None, tail: int, turn: str | None, lease: Lease | None) -> bytes:
+def pack_load(turns: int | None, messages: int | None, before: int | None, tail: int, turn: str | None, lease: Lease | None) -> list[bytes]:
     """Return what the script `load` is told; `tail` is how many elements of the list are read behind it."""
     limits = [0 if limit is None else min(limit + 1, _MOST) for limit in (turns, messages)]
     at = 0 if before is None else min(max(before, 1), _MOST)
-    term = 0 if lease is None else milliseconds(lease.term)
-    names = (pack_name(lease.token) if lease else _NONE) + (pack_name(turn) if turn else _NONE)
-    return _LOAD.pack(*limits, at, tail, term) + names
+    term = 0 if lease is None else min(milliseconds(lease.term), _MOST)
+    args = [_LOAD.pack(*limits, at, tail, term), pack_name(lease.token) if lease else b""]
+    if turn:
+        args.append(pack_name(turn))
+    return args
 
 
 def unpack_load(reply: Any, tail: Sequence[bytes], turn: str | None, lease: Lease | None) -> Log | None:
@@ -135,20 +135,20 @@ def pack_append(after: Head, entry: Entry, ttl: timedelta | None, *, release: bo
     expires = 0 if ttl is None else milliseconds(ttl)
     counts, begins = entry.kind is Kind.TURN, not after.epoch
     numbers = _APPEND.pack(entry.closing, counts, release, confirm, begins, after.n, entry.turns, entry.start, expires)
-    args = [numbers + pack_name(after.epoch or entry.epoch) + pack_name(after.id), pack_facts(entry) + entry.body]
+    args = [numbers, pack_name(after.epoch or entry.epoch), pack_name(after.id) if after.id else b"", pack_facts(entry) + entry.body]
     if entry.pinned or entry.hides:
         args += [_positions(entry.pinned), _positions(entry.hides)]
     return args
 
 
-def pack_renew(lease: Lease, head: Head) -> bytes:
+def pack_renew(lease: Lease, head: Head) -> list[bytes]:
     """Return what the script `renew` is told."""
-    return _RENEW.pack(milliseconds(lease.term), head.n) + b"".join(map(pack_name, (lease.token, head.epoch, head.id)))
+    return [_RENEW.pack(milliseconds(lease.term), head.n), pack_name(lease.token), _name(head.epoch), _name(head.id)]
 
 
 def pack_delete(mark: str, at: Head | None) -> list[bytes]:
     """Return what the script `delete` is told."""
-    only = [] if at is None else [_DELETE.pack(at.n) + pack_name(at.epoch) + pack_name(at.id)]
+    only = [] if at is None else [_DELETE.pack(at.n), _name(at.epoch), _name(at.id)]
     return [pack_name(mark), *only]
 
 
@@ -166,8 +166,12 @@ def _unpack_ended(reply: bytes) -> frozenset[str]:
     while at < len(reply):
         epoch, at = unpack_name(reply, at)
         epochs.add(epoch)
-        at += _STORED
+        at += STORED
     return frozenset(epochs)
+
+
+def _name(name: str) -> bytes:
+    return pack_name(name) if name else b""
 
 
 def _positions(numbers: Iterable[int]) -> bytes:

@@ -1,7 +1,8 @@
 """How a script reaches a Redis server and its reply comes back: one connection carries the calls of all tasks.
 
-redis-py opens the connections (URL, TLS, AUTH, Sentinel), and a protocol over hiredis takes each of them over: everything that
-waits in one step of the event loop is written at once, and replies are handed out in order. Nothing here knows what the scripts do.
+A protocol over hiredis: everything that waits in one step of the event loop is written at once, and replies are handed out in order.
+Who opens its connections is another's: `redis_address.py` to the servers of a URL, `redis_driver.py` as a client that was passed in
+would. Nothing here knows what the scripts do.
 """
 
 from __future__ import annotations
@@ -10,29 +11,14 @@ import asyncio
 import random
 import threading
 from abc import ABC, abstractmethod
+from binascii import crc_hqx
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from math import inf
+from typing import Any, cast
 
 import hiredis
-from redis.asyncio.connection import AbstractConnection
-from redis.crc import key_slot
-from redis.exceptions import (
-    AskError,
-    AuthenticationError,
-    BusyLoadingError,
-    ClusterDownError,
-    MovedError,
-    NoPermissionError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-)
 
 Address = tuple[str, int]
 Part = bytes | str | int
@@ -40,18 +26,10 @@ Part = bytes | str | int
 _MOST_WAITING = 10_000
 _PAUSES = (0.02, 1.0)
 _NOTHING = object()
-_ERRORS = {
-    "ASK": AskError,
-    "CLUSTERDOWN": ClusterDownError,
-    "LOADING": BusyLoadingError,
-    "MOVED": MovedError,
-    "NOAUTH": AuthenticationError,
-    "NOPERM": NoPermissionError,
-    "NOSCRIPT": NoScriptError,
-    "OOM": OutOfMemoryError,
-    "READONLY": ReadOnlyError,
-    "TRYAGAIN": TryAgainError,
-}
+_PASSING = frozenset(("LOADING", "READONLY"))
+"""What a server says that will serve soon, or has a successor."""
+_MOVING = _PASSING | {"ASK", "CLUSTERDOWN", "MOVED", "TRYAGAIN"}
+_SLOTS = 16384
 
 
 def pack(*command: Part) -> bytes:
@@ -74,6 +52,29 @@ class Lost(Exception):
         """Say why."""
         self.sent = sent
         super().__init__(reason)
+
+
+class Refused(Exception):
+    """The server answers with an error.
+
+    Attributes:
+        code: Its first word, which says what kind of error it is.
+    """
+
+    def __init__(self, text: str) -> None:
+        """Take what the server says."""
+        self.code = text.partition(" ")[0]
+        super().__init__(text)
+
+    @property
+    def is_for_now(self) -> bool:
+        """Whether the server would not say so a while later: it is still reading its file, or has too many connections."""
+        return self.code == "LOADING" or str(self).startswith("ERR max number of clients")
+
+    @property
+    def is_of_the_sign_in(self) -> bool:
+        """Whether it does not know who this is, or knows no passwords at all."""
+        return self.code in ("NOAUTH", "WRONGPASS") or str(self).startswith("ERR AUTH ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ class _Call:
         replies.append(reply)
         if len(replies) < len(self.commands):
             return False
-        if self.acks is None or isinstance(reply, RedisError):
+        if self.acks is None or isinstance(reply, Refused):
             self.settle()
         return True
 
@@ -126,7 +127,7 @@ class _Call:
         if self.future.done():
             return None
         for reply in self.replies:
-            if isinstance(reply, RedisError):  # not all that a server may say is a ResponseError of the driver's
+            if isinstance(reply, Refused):
                 return self.future.set_exception(reply)
         self.future.set_result(self.replies)
         return None
@@ -160,25 +161,36 @@ class _Confirmation:
             call.fail(error)
 
 
-class _Link(asyncio.Protocol):
+class Link(asyncio.Protocol):
     """A connection and the calls whose replies it owes. They end with it: no reply is ever taken for one to a call on another.
 
     Attributes:
         flying: The calls whose replies it owes, in their order.
-        ended: Done when it is over.
+        ended: Why, when it is over.
         retired: Whether it takes no more calls: it ends after the reply to the last of them.
     """
 
     __slots__ = ("_reader", "_transport", "ended", "flying", "retired")
 
-    def __init__(self, transport: asyncio.WriteTransport) -> None:
-        """Take over a connection that is signed in and silent."""
-        self._transport = transport
+    def __init__(self) -> None:
+        """Be there for a connection; `connection_made` brings it."""
         self._reader = hiredis.Reader(replyError=self._error, notEnoughData=_NOTHING)
         self.flying: deque[_Call | _Confirmation] = deque()
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.ended: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self.retired = False
-        transport.set_protocol(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin, before anything was said or after all that was said was read."""
+        self._transport = cast("asyncio.WriteTransport", transport)
+
+    def ask(self, *commands: bytes) -> asyncio.Future[list[Any]]:
+        """Send packed commands before there are calls, to sign in; nobody looks how long that takes. See `Lane.call`."""
+        call = _Call(commands, None, asyncio.get_running_loop().create_future(), inf)
+        if self.ended.done():
+            call.fail(self.ended.result())
+        else:
+            self.send((call,), inf)
+        return call.future
 
     def send(self, calls: Iterable[_Call], deadline: float) -> None:
         """Write calls at once, but those that nobody waits for any more."""
@@ -207,7 +219,8 @@ class _Link(asyncio.Protocol):
                 if reply.__class__ is hiredis.PushNotification:
                     continue
                 if not flying:
-                    return self.end(ConnectionError("the server sent a reply that nobody asked for"))
+                    said = str(reply) if isinstance(reply, Refused) else "the server sent a reply that nobody asked for"
+                    return self.end(ConnectionError(said))
                 if flying[0].take(reply):
                     flying.popleft()
         except hiredis.ProtocolError as error:
@@ -225,35 +238,34 @@ class _Link(asyncio.Protocol):
         if self.ended.done():
             return
         self.retired = True  # whoever carries it learns of its end a step later, and calls that come until then are for the next one
-        self.ended.set_result(None)
+        self.ended.set_result(error)
         self._transport.abort()
         while self.flying:
             self.flying.popleft().fail(error)
 
-    def _error(self, text: str) -> RedisError:
-        code, _, rest = text.partition(" ")
-        kind = _ERRORS.get(code)
-        if kind is ReadOnlyError:  # a primary that was demoted: the next connection may lead to the new one
+    def _error(self, text: str) -> Refused:
+        error = Refused(text)
+        if error.code == "READONLY":  # a primary that was demoted: the next connection may lead to the new one
             self.retired = True
-        return ResponseError(text) if kind is None else kind(rest)
+        return error
 
 
 class Lane:
     """One connection, shared by the tasks of one event loop; it is made when it is needed, and made anew when it broke.
 
     Args:
-        make: Returns a connection that is not connected yet.
+        make: Returns a new connection, signed in and silent.
         patience: How long calls wait.
         loop: The event loop of these tasks.
     """
 
-    def __init__(self, make: Callable[[], Awaitable[AbstractConnection]], patience: Patience, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, make: Callable[[], Awaitable[Link]], patience: Patience, loop: asyncio.AbstractEventLoop) -> None:
         """Connect to nothing yet."""
         self._make = make
         self._loop = loop
         self._patience = patience
         self._queue: deque[_Call] = deque()
-        self._link: _Link | None = None
+        self._link: Link | None = None
         self._task: asyncio.Task[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._not_before = 0.0
@@ -264,7 +276,7 @@ class Lane:
 
         Raises:
             Lost: No reply; the connection failed, or the patience was over.
-            RedisError: The server answered one of them with an error, the first such.
+            Refused: The server answered one of them with an error, the first such.
         """
         queue, link, loop = self._queue, self._link, self._loop
         future: asyncio.Future[list[Any]] = loop.create_future()
@@ -327,25 +339,19 @@ class Lane:
             while self._queue:
                 if self._not_before > loop.time():
                     await asyncio.sleep(self._not_before - loop.time())
-                connection: AbstractConnection | None = None
                 try:
                     async with asyncio.timeout(self._patience.connect):
-                        connection = await self._make()
-                        await connection.connect()  # type: ignore[no-untyped-call]
-                except (RedisError, OSError) as failure:
+                        link = await self._make()
+                except (Refused, Lost, OSError) as failure:
                     self._not_before = loop.time() + self._pause * random.uniform(0.5, 1)  # noqa: S311 - so that workers do not come at once
                     self._pause = min(2 * self._pause, _PAUSES[1])
                     error = failure
                     return
-                else:
-                    if task.cancelling():
-                        return  # the driver loses a cancellation now and then while it connects, and nobody would end this connection
-                    self._pause, self._not_before = _PAUSES[0], loop.time() + _PAUSES[0]
-                    await self._carry(connection)
-                finally:
-                    if connection is not None:
-                        with suppress(RedisError, OSError):
-                            await connection.disconnect(nowait=True)
+                if task.cancelling():  # redis-py loses a cancellation now and then, and nobody would end this connection
+                    link.end(error)
+                    return
+                self._pause, self._not_before = _PAUSES[0], loop.time() + _PAUSES[0]
+                await self._carry(link)
         except BaseException as unforeseen:
             error = unforeseen
             raise
@@ -356,24 +362,26 @@ class Lane:
                 self._watch.cancel()
                 self._watch = None
 
-    async def _carry(self, connection: AbstractConnection) -> None:
-        """Take a connection over from the driver until it ends: what it does for each command takes longer than all that is done here."""
-        stream = connection._writer  # noqa: SLF001 - the driver has no other way to it
-        can_read = getattr(connection, "can_read", None) or connection.can_read_destructive  # before redis-py 8
-        if stream is None or await can_read():
-            return  # it has ended, or says something that nobody asked for: half of that must not be read as half of a reply
-        link = self._link = _Link(stream.transport)
+    async def _carry(self, link: Link) -> None:
+        """Carry calls by a connection until it ends."""
+        self._link = link
         try:
             self._send()
-            await link.ended
+            await asyncio.wait([link.ended])  # to wait for it and be cancelled would cancel it too
         finally:
             self._link = None
             link.end(asyncio.CancelledError())
 
 
+def slot_of(key: bytes) -> int:
+    """Return the slot of a key of ours, which has one hash tag or none."""
+    _, brace, tag = key.partition(b"{")
+    return crc_hqx(tag.partition(b"}")[0] if brace else key, 0) % _SLOTS
+
+
 def _is_refusal(error: BaseException) -> bool:
     """Return whether the server does not want us, which trying again does not change."""
-    return isinstance(error, AuthenticationError) or (isinstance(error, ResponseError) and not isinstance(error, BusyLoadingError))
+    return isinstance(error, Refused) and not error.is_for_now
 
 
 def _reason(error: BaseException) -> str:
@@ -440,22 +448,30 @@ class Wire(ABC):
         return lane
 
     @abstractmethod
-    def _make(self, address: Address | None) -> Awaitable[AbstractConnection]:
-        """Return a new connection, not connected yet."""
+    def _make(self, address: Address | None) -> Awaitable[Link]:
+        """Return a new connection, signed in and silent."""
 
 
 class _Tries:
-    """Tries until the patience for connecting is over: for what was not sent, and for what may be repeated without harm."""
+    """Tries until the patience for connecting is over: for what was not sent, and for what may be repeated without harm.
 
-    def __init__(self, deadline: float, *, again: bool) -> None:
+    Args:
+        deadline: When that is.
+        passing: What kinds of error another try may not meet.
+        again: Whether a call whose reply was lost may be repeated.
+    """
+
+    def __init__(self, deadline: float, passing: frozenset[str], *, again: bool) -> None:
         """Begin."""
         self._deadline = deadline
+        self._passing = passing
         self._pause = _PAUSES[0]
         self._again = again
 
-    async def again(self, error: Exception) -> None:
-        """Wait a moment; raise the error instead when another try might do it twice, or when time is up."""
-        if (isinstance(error, Lost) and error.sent and not self._again) or asyncio.get_running_loop().time() + self._pause > self._deadline:
+    async def again(self, error: Lost | Refused) -> None:
+        """Wait a moment; raise the error instead when another try might do it twice or would not help, or when time is up."""
+        over = error.sent and not self._again if isinstance(error, Lost) else error.code not in self._passing
+        if over or asyncio.get_running_loop().time() + self._pause > self._deadline:
             raise error
         await asyncio.sleep(self._pause * random.uniform(0.5, 1))  # noqa: S311 - so that workers do not come at once
         self._pause = min(2 * self._pause, _PAUSES[1] / 2)
@@ -465,17 +481,17 @@ class SingleWire(Wire):
     """The way to one server, or to the one that Sentinels name.
 
     Args:
-        make: Returns a connection to it, not connected yet.
+        make: Returns a new connection to it, signed in and silent.
         patience: How long calls wait.
         location: Where that is, readable for an operator, without secrets.
     """
 
-    def __init__(self, make: Callable[[], Awaitable[AbstractConnection]], patience: Patience, location: str) -> None:
+    def __init__(self, make: Callable[[], Awaitable[Link]], patience: Patience, location: str) -> None:
         """Connect to nothing yet."""
         super().__init__(patience, location)
         self._connection = make
 
-    def _make(self, address: Address | None) -> Awaitable[AbstractConnection]:  # noqa: ARG002 - there is one
+    def _make(self, address: Address | None) -> Awaitable[Link]:  # noqa: ARG002 - there is one
         return self._connection()
 
     async def send(self, key: bytes | None, *commands: bytes, acks: Acks | None = None, again: bool = True) -> list[Any]:  # noqa: ARG002 - one server
@@ -484,8 +500,8 @@ class SingleWire(Wire):
         while True:
             try:
                 return await self._lane(None, durable=acks is not None).call(commands, acks)
-            except (Lost, ReadOnlyError, BusyLoadingError) as error:
-                tries = tries or _Tries(began + self._patience.connect, again=again)
+            except (Lost, Refused) as error:
+                tries = tries or _Tries(began + self._patience.connect, _PASSING, again=again)
                 await tries.again(error)
 
     async def primaries(self) -> Sequence[Address | None]:
@@ -501,7 +517,7 @@ class ClusterWire(Wire):
     """The way to the nodes of a cluster; where each slot is is learnt from them, and learnt again when they say it moved.
 
     Args:
-        make: Returns a connection to an address, not connected yet.
+        make: Returns a new connection to an address, signed in and silent.
         seeds: Where to ask first.
         patience: How long calls wait.
         location: Where they are, readable for an operator, without secrets.
@@ -509,9 +525,7 @@ class ClusterWire(Wire):
 
     is_cluster = True
 
-    def __init__(
-        self, make: Callable[[Address], Awaitable[AbstractConnection]], seeds: Sequence[Address], patience: Patience, location: str
-    ) -> None:
+    def __init__(self, make: Callable[[Address], Awaitable[Link]], seeds: Sequence[Address], patience: Patience, location: str) -> None:
         """Connect to nothing yet."""
         super().__init__(patience, location)
         self._connection = make
@@ -519,18 +533,18 @@ class ClusterWire(Wire):
         self._ranges: tuple[tuple[int, int, Address], ...] = ()
         self._moved: dict[int, Address] = {}
 
-    def _make(self, address: Address | None) -> Awaitable[AbstractConnection]:
+    def _make(self, address: Address | None) -> Awaitable[Link]:
         assert address is not None
         return self._connection(address)
 
     async def send(self, key: bytes | None, *commands: bytes, acks: Acks | None = None, again: bool = True) -> list[Any]:
         """See `Wire.send`."""
-        slot = 0 if key is None else key_slot(key)
-        tries = _Tries(asyncio.get_running_loop().time() + self._patience.connect, again=again)
+        slot = 0 if key is None else slot_of(key)
+        tries = _Tries(asyncio.get_running_loop().time() + self._patience.connect, _MOVING, again=again)
         while True:
             try:
                 return await self._at(slot, commands, acks)
-            except (Lost, TryAgainError, ClusterDownError, ReadOnlyError, BusyLoadingError, AskError) as error:  # a MOVED is an AskError
+            except (Lost, Refused) as error:
                 await tries.again(error)
                 self._ranges = ()
 
@@ -539,12 +553,15 @@ class ClusterWire(Wire):
         lane = self._lane(at, durable=acks is not None)
         try:
             return await lane.call(commands, acks)
-        except MovedError as moved:
-            self._ranges = ()
-            address = self._moved[slot] = (str(moved.host or at[0]), int(moved.port))  # no host: this one's (Redis 7)
-            return await self._lane(address, durable=acks is not None).call(commands, acks)
-        except AskError as asked:
-            address = (str(asked.host or at[0]), int(asked.port))
+        except Refused as refused:
+            if refused.code not in ("ASK", "MOVED"):
+                raise
+            host, _, port = str(refused).rpartition(" ")[2].rpartition(":")  # "MOVED 3999 127.0.0.1:6381"
+            address = (host or at[0], int(port))  # no host: this one's (Redis 7)
+            if refused.code == "MOVED":
+                self._ranges = ()
+                self._moved[slot] = address
+                return await self._lane(address, durable=acks is not None).call(commands, acks)
             asking = tuple(each for command in commands for each in (_ASKING, command))
             replies = await self._lane(address, durable=acks is not None).call(asking, acks)
             return [*replies[1 : len(asking) : 2], *replies[len(asking) :]]
@@ -569,7 +586,7 @@ class ClusterWire(Wire):
             except Lost as lost:
                 error = Lost(str(lost), sent=False)
                 continue
-            except RedisError as refused:
+            except Refused as refused:
                 error = refused
                 continue
             self._moved.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
+import ssl
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,7 +17,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from redis.asyncio import Connection, ConnectionPool, Redis, RedisCluster
+from redis.asyncio import Redis, RedisCluster
+from redis.crc import key_slot
 
 from benchmarks.counting import calls
 from convmem import ConfigurationError, Message, RedisStore, SessionKey, Store, StoreUnavailable, open_conversation, open_store
@@ -24,9 +26,10 @@ from convmem.identifiers import new_id, new_token
 from convmem.messages import encode_message, encode_messages
 from convmem.stores.base import TOMBSTONE_LIFE, Entry, Head, Kind, Lease, Outcome
 from convmem.stores.redis import UnsafeRedisWarning
+from convmem.stores.redis_address import wire_at
 from convmem.stores.redis_layout import Keys
 from convmem.stores.redis_server import Report
-from convmem.stores.redis_wire import Acks, Patience, SingleWire
+from convmem.stores.redis_wire import Acks, Patience, SingleWire, slot_of
 from convmem.testing import Writer
 from convmem.testing.writer import LONG, PAST_SHORT, SHORT, fresh_key
 from tests.awake import Awake
@@ -122,7 +125,6 @@ class TestCost:
                 "time": 2,
                 "hmget": 2,
                 "llen": 2,
-                "hexists": 1,
                 "hset": 2,
                 "rpush": 1,
                 "zadd": 1,
@@ -238,11 +240,8 @@ class Interrupted(SingleWire):
 
     def __init__(self, port: int, meanwhile: Callable[[], Awaitable[None]]) -> None:
         """Know what happens in between."""
-
-        async def make() -> Connection:
-            return Connection(host=HOST, port=port)
-
-        super().__init__(make, Patience(), "interrupted")
+        way = wire_at("redis", f"{HOST}:{port}", {}, Patience())
+        super().__init__(lambda: way._make(None), Patience(), "interrupted")
         self.meanwhile, self.armed = meanwhile, False
 
     async def send(self, key: bytes | None, *commands: bytes, acks: Acks | None = None, again: bool = True) -> list[Any]:
@@ -571,10 +570,12 @@ class TestOutages:
                 at(server.port, unsafe="allow", durability=durability, connect_timeout="300ms") as hasty,
             ):
                 assert server.ask("PING").startswith("-LOADING")
-                for call in (hasty.load(writers[0].key), hasty.append(writers[0].key, writers[0].head, writers[0].entry())):
+                entry = writers[0].entry()
+                for call in (hasty.load(writers[0].key), hasty.append(writers[0].key, writers[0].head, entry), hasty.list(None)):
                     with pytest.raises(StoreUnavailable, match="loading") as caught:
                         await call
                     assert not caught.value.unknown
+                    assert "refuses" not in str(caught.value)
                 assert server.ask("PING").startswith("-LOADING")
                 assert (await store.load(writers[0].key)).head == writers[0].head
 
@@ -608,6 +609,52 @@ class TestOutages:
             assert (caught.value.unknown, caught.value.operation) == (True, "append")
             answer = await writer.offer(entry)
             assert (answer.outcome, answer.head.n) == (Outcome.DUPLICATE, 2)
+
+    async def test_a_store_that_is_closed_keeps_nobody_waiting(self, server: valkey.Valkey) -> None:
+        """A shutdown in the middle of a call: what was on its way is unknown, and whoever waits for it is told."""
+        async with at(server.port) as store:
+            writer = await grown(store, 1)
+            server.pause()
+            offered = asyncio.ensure_future(writer.offer())
+            await asyncio.sleep(0.05)
+        with pytest.raises(StoreUnavailable, match="the connection was closed") as caught:
+            async with asyncio.timeout(10):
+                await offered
+        assert caught.value.unknown
+        server.resume()
+
+    async def test_a_server_with_too_many_connections_is_waited_for(self, server: valkey.Valkey) -> None:
+        """It says so and hangs up: nothing was done, and a moment later there may be room."""
+        server.ask("CONFIG", "SET", "requirepass", "right")
+        async with open_store(f"redis://:right@{HOST}:{server.port}?connect_timeout=10s") as store:
+            writer = Writer(store)
+            first = Redis(port=server.port, password="right", single_connection_client=True)
+            await first.config_set("maxclients", 1)
+            offered = asyncio.ensure_future(writer.offer())
+            await asyncio.sleep(0.1)
+            await first.config_set("maxclients", 100)
+            assert (await offered).outcome is Outcome.STORED
+            await first.aclose()
+
+    async def test_what_a_server_says_before_it_was_asked_is_no_connection(self) -> None:
+        """It is full, and takes its time to hang up: nothing is sent to it, and whoever calls is told why."""
+        heard = []
+
+        async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"-ERR max number of clients reached\r\n")
+            heard.append(await reader.read(1000))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    heard.append(await reader.read(1000))
+            writer.transport.abort()
+
+        listener = await asyncio.start_server(refuse, HOST, 0)
+        async with at(listener.sockets[0].getsockname()[1], connect_timeout="0.5s") as store:
+            with pytest.raises(StoreUnavailable, match="max number of clients reached"):
+                await store.load(fresh_key())
+        assert not [said for said in heard if b"\r\nINFO\r\n" in said]
+        await asyncio.sleep(0.1)  # until the last of them has gone
+        listener.close()
 
     async def test_a_call_that_comes_in_the_very_step_a_connection_ends_goes_by_the_next_one(self, server: valkey.Valkey) -> None:
         """Nobody owes it a reply on the one that has ended: it would wait for ever."""
@@ -675,8 +722,7 @@ class TestOutages:
         """A connection that is slow to close must not leave calls behind: the next reply would be somebody else's history."""
         async with Proxy(HOST, server.port) as proxy, at(server.port) as direct:
             writers = [await grown(direct, number) for number in range(1, 9)]
-            pool = ConnectionPool(connection_class=SlowToClose, host=HOST, port=proxy.port)
-            async with RedisStore(Redis(connection_pool=pool), patience=Patience(connect=1, reply=0.2)) as store:
+            async with at(proxy.port, connect_timeout="1s", timeout="0.2s") as store:
                 await store.load(writers[0].key)
                 proxy.silence()
                 lost = []
@@ -701,15 +747,6 @@ class TestOutages:
             assert {answer.outcome for answer in await asyncio.gather(*offers)} == {Outcome.STORED}
 
 
-class SlowToClose(Connection):
-    """A connection that takes its time to close, as one does whose closing somebody watches."""
-
-    async def disconnect(self, *args: Any, **kwargs: Any) -> None:
-        """Close in a while."""
-        await asyncio.sleep(0.1)
-        await super().disconnect(*args, **kwargs)
-
-
 class TestServers:
     """What a server is, and how it is reached."""
 
@@ -723,6 +760,8 @@ class TestServers:
                         await store.check()
                     assert clock() < 4
                 assert "hush" not in str(caught.value)
+                with pytest.raises(StoreUnavailable, match="refused the user name or the password"):
+                    await store.list(None)
         async with open_store(f"redis://:right@{HOST}:{server.port}/3") as store:
             assert "right" not in str(await store.check())
 
@@ -770,6 +809,67 @@ class TestServers:
             async with open_store(f"rediss://{HOST}:{front.port}?connect_timeout=1.5s") as distrusting:
                 with pytest.raises(StoreUnavailable, match="certificate"):
                     await distrusting.check()
+
+    async def test_a_name_that_is_not_the_certificates_is_refused(self, server: valkey.Valkey, tmp_path: Path) -> None:
+        """A certificate somebody trusts is not yet this server's; whoever says so may have it all the same."""
+        cert, context = certificate(tmp_path)
+        async with Proxy(HOST, server.port, context) as front:
+            url = f"rediss://localhost:{front.port}?connect_timeout=1.5s&{urlencode({'ssl_ca_certs': cert})}"
+            async with open_store(url) as strict:
+                with pytest.raises(StoreUnavailable, match="certificate"):
+                    await strict.check()
+            for lax in (f"{url}&ssl_check_hostname=false", f"rediss://localhost:{front.port}?ssl_cert_reqs=none"):
+                async with open_store(lax) as store:
+                    await Writer(store).append()
+
+    async def test_a_client_shows_its_certificate(self, server: valkey.Valkey, tmp_path: Path) -> None:
+        """Servers that let nobody in without one are usual where a company signs them."""
+        cert, context = certificate(tmp_path)
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cert)
+        trusts = {"ssl_ca_certs": cert, "connect_timeout": "1.5s"}
+        async with Proxy(HOST, server.port, context) as front:
+            shows = {"ssl_certfile": cert, "ssl_keyfile": tmp_path / "key.pem", "ssl_ciphers": "ECDHE+AESGCM"}
+            async with open_store(f"rediss://{HOST}:{front.port}?{urlencode(trusts | shows)}") as store:
+                await Writer(store).append()
+            async with open_store(f"rediss://{HOST}:{front.port}?{urlencode(trusts)}") as nobody:
+                with pytest.raises(StoreUnavailable):
+                    await nobody.check()
+
+    @pytest.mark.parametrize("protocol", [2, 3])
+    async def test_a_connection_is_what_the_url_says(self, server: valkey.Valkey, protocol: int) -> None:
+        """Who it is, its name, its database and its protocol; and the list of clients says whose it is."""
+        server.ask("ACL", "SETUSER", "app", "on", ">se cret", "~*", "+@all", "-client|setinfo")
+        server.ask("CONFIG", "SET", "requirepass", "main")
+        for who, user in (("app:se%20cret@", "app"), (":main@", "default"), ("wrong:wrong@", "app")):
+            given = "&username=app&password=se+cret" if user == "app" and "wrong" in who else ""
+            async with open_store(f"redis://{who}{HOST}:{server.port}/3?client_name=worker-1&protocol={protocol}{given}") as store:
+                await Writer(store).append()
+                client = Redis(port=server.port, password="main")
+                (ours,) = [each for each in await client.client_list() if each["name"] == "worker-1"]
+                await client.aclose()
+                expected = {"user": user, "db": "3", "resp": str(protocol), "lib-name": "" if user == "app" else "convmem"}
+                assert {name: ours[name] for name in expected} == expected
+        for nobody in (f"app:hush@{HOST}:{server.port}", f"app@{HOST}:{server.port}", f"{HOST}:{server.port}"):
+            async with open_store(f"redis://{nobody}?protocol={protocol}") as store:
+                with pytest.raises(StoreUnavailable, match="refused the user name or the password"):
+                    await store.check()
+        async with open_store(f"redis://:main@{HOST}:{server.port}/99?protocol={protocol}") as store:
+            with pytest.raises(StoreUnavailable, match="DB index is out of range"):
+                await store.load(fresh_key())
+
+    async def test_a_password_where_there_is_none_is_a_sentence(self, server: valkey.Valkey) -> None:
+        """A server that was set up without one may be another than was meant."""
+        async with open_store(f"redis://:hush@{HOST}:{server.port}") as store:
+            with pytest.raises(StoreUnavailable, match="refused the user name or the password: ERR AUTH"):
+                await store.check()
+
+    async def test_a_slot_is_the_clusters(self) -> None:
+        """By another count each call would be sent on by the node it went to, and go twice."""
+        keys = Keys("convmem")
+        for key in (fresh_key(), SessionKey("user:a}{b", "s", tenant="{t}")):
+            for each in (*keys.of(key), keys.index(key)):
+                assert slot_of(each) == key_slot(each)
 
     async def test_a_socket_file_is_a_server_too(self, tmp_path: Path) -> None:
         """On one host, without a port."""

@@ -1,8 +1,8 @@
 -- The outcome of an append that is not simply the next entry of a new turn, and what it takes out of sight.
 
--- include lease
+-- include head
 local DUPLICATE, CONFLICT, FENCED, GAP, GONE = 1, 2, 3, 4, 5
-local function refused(outcome) return {outcome, head()} end
+local function refused(outcome) return {outcome, head} end
 
 local function has_ended(life)
   local place, one = 1, ''
@@ -28,7 +28,9 @@ if after_epoch == '' and mark ~= '' and mark ~= after_id then return refused(GON
 if after_epoch ~= '' and after_epoch ~= epoch then return refused(GAP) end
 if id_at(after_n + 1) == entry then
   if confirm == 1 then call('HSET', row, 'h', fields[2]) end
-  if release == 1 then let_go(token) end
+  if release == 1 then
+    -- include let_go
+  end
   return DUPLICATE
 end
 local there = after_id
@@ -54,6 +56,6 @@ else
     first = nil
   end
   if first and first <= base then first = nil end
-  for text in string.gmatch(ARGV[4] or '', '%d+') do hide(tonumber(text)) end
+  for text in string.gmatch(ARGV[6] or '', '%d+') do hide(tonumber(text)) end
 end
 if counts == 0 then hide(at) end

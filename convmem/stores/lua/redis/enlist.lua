@@ -2,7 +2,7 @@
 -- KEYS[1] the index; ARGV[1] the session id; ARGV[2] the TTL in milliseconds, 0 for none
 
 -- include clock
+local index, session, updated, ttl, stays = KEYS[1], ARGV[1], now, tonumber(ARGV[2]), false
+local until_ms = ttl > 0 and math.floor(now / 1000) + ttl + GRACE_MS or 0
 -- include index
-local ttl = tonumber(ARGV[2])
-enlist(KEYS[1], ARGV[1], now, ttl > 0 and math.floor(now / 1000) + ttl + GRACE_MS or 0)
 return 1

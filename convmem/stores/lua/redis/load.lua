@@ -1,20 +1,19 @@
 -- The window, the head, the lease, and what became of a turn; the lease is taken when it is wanted and free.
 --
--- ARGV[1]  turns + 1, messages + 1, before, tail, each 0 for none; term in milliseconds; the token of the lease to take and
---          the turn to look up, or none
+-- ARGV[1]  turns + 1, messages + 1, before, tail, each 0 for none; term in milliseconds
+-- ARGV[2]  the token of the lease to take, empty for none; ARGV[3] the turn to look up, when there is one
 --
 -- A script's reply is copied twice, a command's once. So the caller reads the last `tail` entries itself, by a command right
 -- behind this script, and is told how many of them are of the window; only older ones are in the reply. It sees by the id of
 -- the head whether the log has moved in between.
 
 -- include clock
--- include names
+-- include name
+local fields = call('HMGET', KEYS[1], 'e', 'h', 'l')
 -- include row
--- include head
-local most_turns, most_messages, before, tail, term, at_names = unpacked('>I4I4I4I4I8', ARGV[1])
+local most_turns, most_messages, before, tail, term = unpacked('>I4I4I4I4I4', ARGV[1])
 most_turns, most_messages = most_turns > 0 and most_turns - 1, most_messages > 0 and most_messages - 1
-local wanted, at_turn = name(ARGV[1], at_names)
-local looked_up = name(ARGV[1], at_turn)
+local token, looked_up = ARGV[2], ARGV[3]
 
 local RUNNING, INTERRUPTED, COMPLETE = 1, 2, 3
 local state, position, visible = 0, 0, 0
@@ -30,19 +29,20 @@ if epoch ~= '' and not expired and most_turns ~= 0 and most_messages ~= 0 then
 end
 
 local window, pins
-if not enough or looked_up ~= '' or pinned ~= '' then
+if not enough or looked_up or pinned ~= '' then
+  -- include entry
   -- include log
   -- include walk
 end
 
-if wanted ~= '' and state ~= COMPLETE and (held == '' or held == wanted) then
-  -- include lease
-  hold(wanted, term)
+if token ~= '' and state ~= COMPLETE and (held == '' or held == token) then
+  -- include hold
 end
 
-local mine = held ~= '' and held == wanted
+-- include head
+local mine = held ~= '' and held == token
 local flags = (expired and 1 or 0) + 2 * visible + 4 * state + (mine and 16 or 0)
 local facts = pack('>BI4I4I8I8I8', flags, position, own, held == '' and 0 or now - taken, held == '' and 0 or till - now, deleted)
-  .. ((mine or held == '') and '\0' or held) .. head()
+  .. ((mine or held == '') and '\0' or held) .. head
 if (not window or #window + #pins == 0) and ended == '' then return facts end
 return {facts, window or {}, pins or {}, ended}

@@ -1,4 +1,4 @@
--- What stands in the log, where its turns stand, and what of it is out of sight.
+-- What stands in the log, where its turns stand, and what of it is out of sight. Needs entry.
 
 local CHUNK = 64
 local STORED = 8  -- where a stored entry begins, behind seven bytes of when

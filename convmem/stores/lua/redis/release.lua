@@ -1,8 +1,9 @@
 -- End the lease with this token. ARGV[1] the token
 
 -- include clock
--- include names
+-- include name
+local fields = call('HMGET', KEYS[1], 'e', 'h', 'l')
 -- include row
--- include lease
-let_go(ARGV[1])
+local token = ARGV[1]
+-- include let_go
 return 1

@@ -10,11 +10,11 @@ local function number(text, at)
   end
 end
 
-if looked_up ~= '' then
-  local first, last, closed, token = attempt(looked_up)
+if looked_up then
+  local first, last, closed, its_token = attempt(looked_up)
   if first then
     position = last
-    state = closed and COMPLETE or (held ~= '' and token == held) and RUNNING or INTERRUPTED
+    state = closed and COMPLETE or (held ~= '' and its_token == held) and RUNNING or INTERRUPTED
     for at = first, expired and 0 or last do
       if shown(at) then visible = 1 break end
     end
