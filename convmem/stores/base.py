@@ -550,16 +550,12 @@ def newest_turns(
 class Unread(Sequence[StoredEntry], ABC):
     """Entries that were read and not unpacked yet: all are when somebody looks at one of them.
 
-    Args:
-        size: How many there are.
+    Whoever makes it says how many there are, and that none is unpacked.
     """
 
     __slots__ = ("_size", "_unpacked")
-
-    def __init__(self, size: int) -> None:
-        """Unpack nothing yet."""
-        self._size = size
-        self._unpacked: tuple[StoredEntry, ...] | None = None
+    _size: int
+    _unpacked: tuple[StoredEntry, ...] | None
 
     @abstractmethod
     def unpack(self) -> tuple[StoredEntry, ...]:

@@ -216,8 +216,7 @@ class Window(Unread):
 
     def __init__(self, size: int, epoch: str, places: Callable[[], Iterable[tuple[int, bytes]]]) -> None:
         """Unpack nothing yet."""
-        super().__init__(size)
-        self._epoch, self._places = epoch, places
+        self._size, self._unpacked, self._epoch, self._places = size, None, epoch, places
 
     def unpack(self) -> tuple[StoredEntry, ...]:
         """See `Unread`."""
