@@ -1095,9 +1095,11 @@ class TestLife:
             writer = Writer(store)
             await writer.append(writer.entry(body=b'["secret"]'), ttl=SHORT)
             await writer.append(ttl=SHORT)
+            (begun,) = (item.created_at for item in (await store.list(writer.key.owner)).items)
             await asyncio.sleep(PAST_SHORT)
             await writer.load()
             await writer.append()
+            assert [item.created_at for item in (await store.list(writer.key.owner)).items] == [begun]
             client = Redis(port=server.port)
             stored = await client.lrange(f"convmem:e:{{{'/'.join(writer.key.path)}}}", 0, -1)
             await client.aclose()
