@@ -223,9 +223,11 @@ def test_a_turn_that_may_not_wait_is_told_so(start):
         history(first)
         second.cookies = first.cookies
         with first.stream("POST", "/chat/stream", json={"message": "hello"}) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()  # whoever lets go of it hangs up
+            next(lines)
             refused = second.post("/chat", json={"message": "What's my name?"})
             assert second.post("/conversations").status_code == 200  # handing out an id is no turn
+            assert list(lines)  # it was not disturbed
     assert refused.status_code == 409
     assert refused.json()["code"] == "conversation_busy"
     assert refused.json()["running_seconds"] > 0
