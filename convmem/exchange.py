@@ -208,7 +208,7 @@ class Exchange(Connection):
             try:
                 if self._touched and self._status < _ERRORS:
                     self._check_order()
-                    await self.keep()
+                    await self.keep(hold=self._route.leases and self._resolved.minted)  # from here on, its visitor may come again
             except ConvmemError as error:
                 if not await self._goes_on(error):
                     return

@@ -304,7 +304,25 @@ class Turn:
         if self.replayed:
             self._end_now()
             return
-        self._deadline = clock() + rules.turn_max.total_seconds()
+        self._go_on_for_long()
+
+    async def hold(self) -> None:
+        """Take the lease of a conversation that was known to be new, before others are told of it; nobody can be in the way.
+
+        Raises:
+            StoreUnavailable: The store did not answer.
+        """
+        if self._leased or self.ended:
+            return
+        await self.ledger.turnstile.enter(self.key, 0.0)
+        self._inside = self._leased = True
+        await self.ledger.store.load(self.key, turns=1, lease=Lease(self._token, self.ledger.rules.lease))
+        self._go_on_for_long()
+
+    def _go_on_for_long(self) -> None:
+        """Keep the lease, for as long as a turn may take."""
+        rules = self.ledger.rules
+        self._deadline = asyncio.get_running_loop().time() + rules.turn_max.total_seconds()
         self._heartbeat = self.ledger.heartbeat
         self._heartbeat.add(self, rules.lease.total_seconds() / 3)
 

@@ -177,9 +177,16 @@ class Work:
 
     # Storing and ending
 
-    async def save(self, turn: Turn) -> None:
-        """Store what was appended to the turn. A store that is down is an error, or this request goes on without memory."""
+    async def save(self, turn: Turn, *, hold: bool = False) -> None:
+        """Store what was appended to the turn. A store that is down is an error, or this request goes on without memory.
+
+        Args:
+            turn: It.
+            hold: Whether to take the lease of a conversation that was known to be new.
+        """
         try:
+            if hold:
+                await turn.hold()
             await turn.save()
         except StoreUnavailable as error:
             if not self.degrades:
@@ -188,11 +195,11 @@ class Work:
             turn.detach()
             self.degraded = True
 
-    async def keep(self) -> None:
-        """Store what was appended, before a response without a length begins."""
+    async def keep(self, *, hold: bool) -> None:
+        """Store what was appended, before a response without a length begins. For `hold` see `save`."""
         self._raise_failure()
         if self.turn is not None and not self.turn.ended:
-            await self.save(self.turn)
+            await self.save(self.turn, hold=hold)
 
     async def finish(self) -> None:
         """End the turn, whole. A recording that did not come to its end makes it an interrupted one."""

@@ -129,7 +129,6 @@ class Client:
             await self.app(scope, wire.receive, wire.send)
         except Exception as error:  # noqa: BLE001 - a server logs it
             answer.raised = error
-        self.keep_cookies(answer.headers)
         return answer
 
     def socket(
@@ -210,6 +209,7 @@ class _Wire:
             assert not self.answer.status, "the response started twice"
             self.answer.status = event["status"]
             self.answer.headers = [(name.decode().lower(), value.decode("latin-1")) for name, value in event["headers"]]
+            self.client.keep_cookies(self.answer.headers)
             self.trailers = event.get("trailers", False)
             self._note("start")
             length = next((value for name, value in self.answer.headers if name == "content-length"), None)

@@ -1040,6 +1040,44 @@ class TestTwoAtOnce:
         assert (await running).status == 200
         assert (await world.log()).head.turns == 1
 
+    @pytest.mark.parametrize("saves_first", [False, True])
+    @pytest.mark.parametrize("shared", ["one worker", "two workers"])
+    async def test_a_new_visitor_has_one_turn_at_a_time_from_the_first_byte_on(self, world, shared, saves_first):
+        """The cookie is there before the answer is whole: who comes again meanwhile waits for it, and sees it."""
+        speaking, go_on = asyncio.Event(), asyncio.Event()
+
+        async def model():
+            yield "one "
+            speaking.set()
+            await go_on.wait()
+            yield "two"
+
+        async def handler(request):
+            conversation = await get_conversation(request)
+            if request.method == "GET":
+                return JSONResponse([message.state for message in conversation.messages])
+            if conversation.messages:
+                return await echo(request)
+            conversation.append(Message.user("hi"))
+            if saves_first:
+                await conversation.save()
+            return StreamingResponse(conversation.record(model()))
+
+        first = world.serve(app_of(handler))
+        second = first if shared == "one worker" else world.serve(app_of(handler))
+        running = asyncio.create_task(first.post(user=None))
+        await asyncio.wait_for(speaking.wait(), AT_ONCE)
+        second.cookies = first.cookies
+        states = (await second.get(user=None)).data
+        waiting = asyncio.create_task(second.post(text="again", user=None))
+        done, _ = await asyncio.wait([waiting], timeout=0.05)
+        go_on.set()
+        answers = [await asyncio.wait_for(each, AT_ONCE) for each in (running, waiting)]
+        assert (states, done) == (["running"], set())
+        assert (answers[0].text, answers[0].whole) == ("one two", True)
+        assert answers[1].data == ["hi", "one two", "again", "you said again"]
+        assert (await second.get(user=None)).data == ["complete"] * 4
+
     async def test_two_workers_on_one_store_take_turns(self, world):
         """Two middleware instances know nothing of each other but the lease."""
         other = world.store if isinstance(world.inner, MemoryStore) else type(world.inner)(world.inner.path)

@@ -441,7 +441,7 @@ class TestVisitors:
         assert "not inside the generator" in str(answer.raised)
 
     async def test_a_streamed_first_answer_carries_the_cookie_and_is_stored(self, world):
-        """The start goes out after the question."""
+        """The start goes out after the question, and under a lease: whoever has the cookie may come again."""
 
         async def handler(request):
             conversation = await get_conversation(request)
@@ -451,7 +451,7 @@ class TestVisitors:
         client = world.serve(app_of(handler))
         answer = await client.post(user=None)
         assert answer.all("set-cookie")
-        assert world.store.calls == ["append", "start", "chunk", "append", "end"]
+        assert world.store.calls == ["load", "append", "start", "chunk", "append", "end"]
 
     async def test_a_tampered_cookie_is_never_adopted_and_said_so(self, world):
         """A new visitor, and the answer tells."""
