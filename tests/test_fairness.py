@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import chain
 
 import pytest
 import pytest_asyncio
@@ -60,14 +61,20 @@ class Waiter:
 
 
 async def contend(stores: list[Store], queues: list[int], think: float, turns: int, turnstile: type[Turnstile] = Turnstile):
-    """Let so many in each process want the conversation until it has had these turns; return them, process by process."""
+    """Let so many in each process want the conversation until it has had these turns; return them, process by process.
+
+    The others come when the first process has it: each has then met another one, and knows that it is wanted elsewhere.
+    """
     processes = []
     for store, queue in zip(stores, queues, strict=True):
         ledger = Ledger(store, RULES)
         ledger.turnstile = turnstile(RULES.max_waiting)
         processes.append([Waiter(ledger) for _ in range(queue)])
-    contest = Contest(turns)
-    await asyncio.gather(*(waiter.take(think, contest) for process in processes for waiter in process))
+    contest, (first, *others) = Contest(turns), processes
+    under_way = [asyncio.create_task(waiter.take(think, contest)) for waiter in first]
+    while not any(waiter.passed for waiter in first):  # noqa: ASYNC110 - a turn announces its beginning to nobody
+        await asyncio.sleep(0.001)
+    await asyncio.gather(*under_way, *(waiter.take(think, contest) for waiter in chain(*others)))
     for process in processes:
         await process[0].ledger.drain(2)
     return processes
