@@ -184,12 +184,12 @@ def _with_offset(moment: datetime) -> datetime:
 _WRITTEN_MOMENT = r"^[0-9W-]+T[0-9:.,]+(Z|[+-][0-9:]+)$"
 """A date, a time and an offset. To ask the time itself for its offset would take twice as long as reading it does."""
 _is_written_moment = re.compile(_WRITTEN_MOMENT).match
+_IN_JSON = core_schema.no_info_after_validator_function(datetime.fromisoformat, core_schema.str_schema(pattern=_WRITTEN_MOMENT))
 
 
 def _moment_schema(_source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
     """Return the schema of a time. In JSON it is text in ISO 8601, read by the standard library: in a fifth of the time the check takes."""
-    stored = core_schema.no_info_after_validator_function(datetime.fromisoformat, core_schema.str_schema(pattern=_WRITTEN_MOMENT))
-    return core_schema.json_or_python_schema(stored, handler(Annotated[AwareDatetime, AfterValidator(_with_offset)]))
+    return core_schema.json_or_python_schema(_IN_JSON, handler(Annotated[AwareDatetime, AfterValidator(_with_offset)]))
 
 
 def _moment_in(identifier: str) -> datetime | None:
@@ -310,7 +310,6 @@ def _stored_messages() -> SchemaValidator:
     takes the validator of a model that has one, whatever it is told here; so this comes before `Message` is built.
     """
     text, optional = core_schema.str_schema(), core_schema.nullable_schema(core_schema.str_schema())
-    moment = core_schema.no_info_after_validator_function(datetime.fromisoformat, core_schema.str_schema(pattern=_WRITTEN_MOMENT))
     calls = core_schema.tuple_schema([ToolCall.__pydantic_core_schema__], variadic_item_index=0)
     objects = core_schema.no_info_after_validator_function(_untagged, core_schema.dict_schema(text, core_schema.any_schema()))
     schemas = {
@@ -320,7 +319,7 @@ def _stored_messages() -> SchemaValidator:
         "tool_call_id": _or(optional, default=None),
         "name": _or(optional, default=None),
         "id": text,
-        "created_at": moment,
+        "created_at": _IN_JSON,
         "metadata": _or(objects, default_factory=dict),
         "extras": _or(objects, default_factory=dict),
     }
