@@ -37,6 +37,7 @@ from convmem.heartbeat import Heartbeat
 from convmem.identifiers import new_id, new_token
 from convmem.keys import SessionKey
 from convmem.messages import Edit, Item, Message, Note, decode_body, encode_edit, encode_message, encode_messages, encode_note
+from convmem.recollection import RECOLLECTION
 from convmem.sight import Decoded, decode
 from convmem.stores.base import ENTRY_FORMAT, Appended, Entry, Head, Kind, Lease, Log, Lookup, Outcome, Store, StoredEntry
 from convmem.tokens import Meter
@@ -602,6 +603,7 @@ class Turn:
         self._take_staged()
         self._pending = None
         self.ledger.evidence.forget(self.key)
+        RECOLLECTION.forget()
         self.log, self.head = Log(), Head()
         self._end_now()
         return existed
