@@ -50,8 +50,8 @@ Policy = Literal["wait", "reject"]
 _PINNED = 8
 _PAUSES = (0.05, 0.2, 0.5)
 _POLL = (0.05, 0.25)
-_OLD = 5.0
-"""Seconds after which whoever polls for a lease does so at three times the rate, and so is three times as likely to be next."""
+_OLD, _OLD_POLL = 5.0, 3.0
+"""Seconds after which whoever polls for a lease does so at so many times the rate, and so is as many times as likely to be next."""
 _TOKENS_OF_A_TURN = 250
 """A question and an answer of a few sentences: what the first page of a window in tokens is planned with."""
 _SMALLEST_PAGE, _LARGEST_FIRST_PAGE = 4, 64
@@ -330,10 +330,12 @@ class Turn:
     async def _give_way(self, give_up: float) -> None:
         """Wait for one poll of the others, as turns of this process have followed each other for long.
 
-        Whoever leaves hands over directly to the next one here, who takes the lease before another process that polls for it can:
-        as long as there is a queue here, nobody there would get a turn.
+        Who leaves hands over to the next one here, and who comes right behind takes the lease anew, before another process that polls
+        for it sees that it was free. Where none was met it is unlikely that one waits, and enough that those are let in who have waited
+        for long: they poll more often.
         """
-        await asyncio.sleep(max(0.0, min(give_up - asyncio.get_running_loop().time(), _POLL[1] * 1.25)))
+        rarest = _POLL[1] if self.ledger.turnstile.is_shared(self.key) else _POLL[1] / _OLD_POLL
+        await asyncio.sleep(max(0.0, min(give_up - asyncio.get_running_loop().time(), rarest * 1.25)))
         self.ledger.turnstile.begin_run(self.key)
 
     async def _is_known(self, claimed: Head | None) -> bool:
@@ -380,7 +382,7 @@ class Turn:
             if left <= 0:
                 raise ConversationBusy(holder.running.total_seconds(), retry_after=max(1, ceil(holder.remaining.total_seconds())))
             age = min(1.0, (clock() - began) / _OLD)
-            await asyncio.sleep(min(left, random.uniform(*_POLL) * (1 - age * 2 / 3)))  # noqa: S311 - jitter, not a secret
+            await asyncio.sleep(min(left, random.uniform(*_POLL) / (1 + age * (_OLD_POLL - 1))))  # noqa: S311 - jitter, not a secret
 
     async def _load(self, lease: Lease | None) -> bool:
         """Load, and fill the window; return False, and leave it as it is, when another has the lease that was to be taken with it."""
