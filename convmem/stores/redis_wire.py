@@ -342,7 +342,7 @@ class Lane:
                 try:
                     async with asyncio.timeout(self._patience.connect):
                         link = await self._make()
-                except (Refused, Lost, OSError) as failure:
+                except (Refused, Lost, OSError, UnicodeError) as failure:  # no host can have the last one's name
                     self._not_before = loop.time() + self._pause * random.uniform(0.5, 1)  # noqa: S311 - so that workers do not come at once
                     self._pause = min(2 * self._pause, _PAUSES[1])
                     error = failure

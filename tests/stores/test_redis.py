@@ -750,6 +750,16 @@ class TestOutages:
 class TestServers:
     """What a server is, and how it is reached."""
 
+    async def test_a_host_that_cannot_be_is_told_to_who_calls_and_to_nobody_else(self) -> None:
+        """A slip in the address is found at the first call; a log full of lost exceptions would hide it."""
+        said: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+        async with open_store("redis://no..host?connect_timeout=0.2s") as store:
+            with pytest.raises(StoreUnavailable):
+                await store.load(fresh_key())
+        gc.collect()
+        assert not said
+
     async def test_a_wrong_password_is_a_sentence_without_it(self, server: valkey.Valkey) -> None:
         """It says who refused what, at once, and the log of an app gets no secret."""
         server.ask("CONFIG", "SET", "requirepass", "right")
