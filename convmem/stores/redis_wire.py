@@ -62,8 +62,9 @@ class Refused(Exception):
     """
 
     def __init__(self, text: str) -> None:
-        """Take what the server says."""
-        self.code = text.partition(" ")[0]
+        """Take what the server says; before Redis 7 a script was told "ERR Error running script (...): -READONLY ..."."""
+        told = text.rpartition(": -")[2] if text.startswith("ERR Error running script ") else text
+        self.code = told.partition(" ")[0]
         super().__init__(text)
 
     @property

@@ -8,8 +8,8 @@ import re
 import ssl
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -44,6 +44,8 @@ pytestmark = pytest.mark.asyncio
 
 WINDOW = 50
 QUESTION, ANSWER = "q" * 200, "a" * 800
+OF_REDIS_6 = b"-ERR Error running script (call to f_24): @user_script:5: @user_script: 5: "
+"""How it begins what a command in a script is told."""
 
 
 @pytest.fixture
@@ -51,6 +53,27 @@ def server(tmp_path: Path) -> Iterator[valkey.Valkey]:
     """Return a server that a test may hurt."""
     with valkey.server(tmp_path / "server", "--appendfsync", "always", "--enable-debug-command", "yes") as running:
         yield running
+
+
+@asynccontextmanager
+async def saying(port: int, instead_of: bytes, words: bytes) -> AsyncIterator[int]:
+    """Yield a port behind which is a server that says something in other words."""
+
+    async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await source.read(2**16):
+                target.write(data.replace(instead_of, words))
+        target.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(HOST, port)
+        carried.append(asyncio.gather(pass_on(reader, back), pass_on(there, writer)))
+
+    carried: list[asyncio.Future[Any]] = []
+    listener = await asyncio.start_server(serve, HOST, 0)
+    yield listener.sockets[0].getsockname()[1]
+    listener.close()
+    await asyncio.gather(*carried)
 
 
 def at(port: int, **options: str | int) -> Store:
@@ -734,9 +757,10 @@ class TestOutages:
                     logs = await asyncio.gather(*(store.load(writer.key) for writer in writers))
                     assert [log.head for log in logs] == [writer.head for writer in writers]
 
-    async def test_a_demoted_primary_is_left_without_a_lost_call(self, server: valkey.Valkey) -> None:
+    @pytest.mark.parametrize("words", [b"-READONLY", OF_REDIS_6 + b"-READONLY"], ids=["as it is", "as Redis 6 says it"])
+    async def test_a_demoted_primary_is_left_without_a_lost_call(self, server: valkey.Valkey, words: bytes) -> None:
         """A failover behind one name: each call is told READONLY, and all of them wait for the new primary together."""
-        async with at(server.port, connect_timeout="5s") as store:
+        async with saying(server.port, b"-READONLY", words) as port, at(port, connect_timeout="5s") as store:
             writers = [await grown(store, 1) for _ in range(40)]
             server.ask("REPLICAOF", HOST, free_port())
             offers = []
