@@ -46,11 +46,12 @@ class Lost(Exception):
 
     Attributes:
         sent: Whether the server may have got the command all the same.
+        final: Whether the connection was closed on purpose: nobody opens another one for what was on its way.
     """
 
-    def __init__(self, reason: str, *, sent: bool) -> None:
+    def __init__(self, reason: str, *, sent: bool, final: bool = False) -> None:
         """Say why."""
-        self.sent = sent
+        self.sent, self.final = sent, final
         super().__init__(reason)
 
 
@@ -135,7 +136,8 @@ class _Call:
 
     def fail(self, error: BaseException) -> None:
         if not self.future.done():
-            self.future.set_exception(error if _is_refusal(error) else Lost(_reason(error), sent=self.sent))
+            closed = isinstance(error, asyncio.CancelledError)
+            self.future.set_exception(error if _is_refusal(error) else Lost(_reason(error), sent=self.sent, final=closed))
 
 
 class _Confirmation:
@@ -471,7 +473,7 @@ class _Tries:
 
     async def again(self, error: Lost | Refused) -> None:
         """Wait a moment; raise the error instead when another try might do it twice or would not help, or when time is up."""
-        over = error.sent and not self._again if isinstance(error, Lost) else error.code not in self._passing
+        over = error.final or (error.sent and not self._again) if isinstance(error, Lost) else error.code not in self._passing
         if over or asyncio.get_running_loop().time() + self._pause > self._deadline:
             raise error
         await asyncio.sleep(self._pause * random.uniform(0.5, 1))  # noqa: S311 - so that workers do not come at once
@@ -585,7 +587,9 @@ class ClusterWire(Wire):
             try:
                 (slots,) = await self._lane(address, durable=False).call((pack("CLUSTER", "SLOTS"),))
             except Lost as lost:
-                error = Lost(str(lost), sent=False)
+                error = Lost(str(lost), sent=False, final=lost.final)
+                if lost.final:
+                    break
                 continue
             except Refused as refused:
                 error = refused

@@ -646,6 +646,18 @@ class TestOutages:
         assert caught.value.unknown
         server.resume()
 
+    async def test_a_store_that_is_closed_opens_no_connection_for_what_was_on_its_way(self, server: valkey.Valkey) -> None:
+        """What only reads is asked for again when its connection ends; after a shutdown nobody would close the next one."""
+        async with at(server.port) as store:
+            writer = await grown(store, 1)
+            server.pause()
+            load = asyncio.ensure_future(store.load(writer.key))
+            await asyncio.sleep(0.05)
+        server.resume()
+        with pytest.raises(StoreUnavailable, match="the connection was closed"):
+            await load
+        await until(lambda: server.info("connected_clients") == "1")  # that of this question
+
     async def test_a_server_with_too_many_connections_is_waited_for(self, server: valkey.Valkey) -> None:
         """It says so and hangs up: nothing was done, and a moment later there may be room."""
         server.ask("CONFIG", "SET", "requirepass", "right")
