@@ -836,11 +836,14 @@ def test_event_loops_that_were_only_closed_leave_no_connection_behind(postgres_s
     """A job that makes a loop, runs it and closes it ends no asynchronous generator: a hundred of them would fill up a server."""
     url, key = postgres_server.database(), fresh_key()
     store = PostgresStore.at(url)
-    for _ in range(4):
+
+    def load() -> None:
         loop = asyncio.new_event_loop()
         loop.run_until_complete(store.load(key))
         loop.close()
-    del loop
+
+    for _ in range(4):
+        load()
     gc.collect()
 
     async def look() -> None:

@@ -191,7 +191,7 @@ async def test_workers_that_meet_the_same_new_conversations_never_wait_for_each_
             for key in (*(writer.key for writer in known), *keys)
         ]
         async with asyncio.timeout(PATIENCE):
-            while await link.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") < 6:  # noqa: ASYNC110, PLR2004 - who waits
+            while await link.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") < 6:  # noqa: ASYNC110 - who waits
                 await asyncio.sleep(0.05)
         await transaction.rollback()
         await asyncio.gather(*loads)
