@@ -185,7 +185,9 @@ def _with_offset(moment: datetime) -> datetime:
 _WRITTEN_MOMENT = r"^[0-9W-]+T[0-9:.,]+(Z|[+-][0-9:]+)$"
 """A date, a time and an offset. To ask the time itself for its offset would take twice as long as reading it does."""
 _is_written_moment = re.compile(_WRITTEN_MOMENT).match
-_IN_JSON = core_schema.no_info_after_validator_function(datetime.fromisoformat, core_schema.str_schema(pattern=_WRITTEN_MOMENT))
+_IN_JSON = core_schema.no_info_after_validator_function(
+    datetime.fromisoformat, core_schema.str_schema(pattern=_WRITTEN_MOMENT), serialization=core_schema.simple_ser_schema("datetime")
+)
 
 
 def _moment_schema(_source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -495,7 +497,8 @@ def _document(message: Message) -> dict[str, Any]:
     if message.name is not None:
         document["name"] = _pack_text(message.name)
     document["id"] = _pack_text(message.id)
-    if message.created_at.tzinfo is not UTC or message.created_at != _moment_in(message.id):
+    moment = _moment_in(message.id)
+    if moment is None or moment.tzinfo is not message.created_at.tzinfo or moment != message.created_at:
         document["created_at"] = message.created_at.isoformat()
     if message.metadata:
         document["metadata"] = _pack(message.metadata, "metadata")
