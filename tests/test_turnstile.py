@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -154,6 +155,52 @@ async def test_waiters_may_be_in_different_event_loops():
     await asyncio.to_thread(thread.join)
     assert entered.is_set()
     assert not turnstile.occupied(KEY)
+
+
+async def test_of_two_threads_that_come_at_once_one_goes_in(monkeypatch):
+    """Between looking and going in another thread may run; both inside, the second to leave found its conversation left."""
+    turnstile, order = Turnstile(8), []
+
+    def slow() -> float:
+        time.sleep(0.02)
+        return time.perf_counter()
+
+    def pass_through() -> None:
+        async def through() -> None:
+            await turnstile.enter(KEY, 60)
+            order.append("in")
+            await asyncio.sleep(0.05)
+            order.append("out")
+            turnstile.leave(KEY)
+
+        asyncio.run(through())
+
+    monkeypatch.setattr("convmem.turnstile.time", SimpleNamespace(monotonic=slow))
+    await asyncio.gather(*(asyncio.to_thread(pass_through) for _ in range(3)))
+    assert order == ["in", "out"] * 3
+    assert not turnstile.occupied(KEY)
+
+
+async def test_who_waits_in_an_event_loop_that_was_closed_holds_nobody_up():
+    """It cannot be let in, and nobody is told that it has gone."""
+    turnstile = Turnstile(8)
+    await turnstile.enter(KEY, 0)
+
+    def stop_while_waiting() -> None:
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda *_: None)  # it would tell that a task was left behind, which is so
+        waiting = loop.create_task(turnstile.enter(KEY, 60))
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        left_behind.append(waiting)
+
+    left_behind: list[asyncio.Task[None]] = []
+    await asyncio.to_thread(stop_while_waiting)
+    heir = asyncio.create_task(turnstile.enter(KEY, 60))
+    await asyncio.sleep(0)
+    turnstile.leave(KEY)
+    await asyncio.wait_for(heir, AT_ONCE)
+    turnstile.leave(KEY)
 
 
 async def test_rest_comes_when_the_last_one_has_left_and_is_waited_for_no_longer_than_asked():
