@@ -1,7 +1,8 @@
 """Who waits for a conversation gets it: in one process in the order they came, across processes before others have had it many times."""
 
 import asyncio
-from dataclasses import dataclass, field
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import chain
 
@@ -102,17 +103,24 @@ async def test_one_who_waits_elsewhere_gets_a_turn_although_there_is_always_a_qu
     assert most_passed([crowd, [lone]]) < 20
 
 
-async def test_one_who_comes_later_gets_a_turn_though_a_worker_takes_one_after_the_other(two_processes):
-    """A job that talks without a pause has met nobody, and does not know that anybody waits; there is no queue either."""
-    contest, (job, late) = Contest(turns=1000), [Waiter(Ledger(store, RULES)) for store in two_processes]
+@pytest.mark.parametrize("policy", ["wait", "reject"])
+async def test_one_who_comes_later_gets_a_turn_though_a_worker_takes_one_after_the_other(two_processes, policy):
+    """A job that talks without a pause has met nobody, and does not know that anybody waits; there is no queue either.
+
+    One that would not wait itself gives way all the same, though it may be refused then.
+    """
+    contest, rules = Contest(turns=1000), [replace(RULES, concurrency=policy), RULES]
+    job, late = [Waiter(Ledger(store, of)) for store, of in zip(two_processes, rules, strict=True)]
     under_way = asyncio.create_task(job.take(0.5, contest))
     while not job.turns:  # noqa: ASYNC110 - a turn announces its end to nobody
         await asyncio.sleep(0.01)
-    turn = Turn(late.ledger, ADA)
+    turn, before = Turn(late.ledger, ADA), job.turns
     await turn.begin()
+    assert job.turns - before < 25
     await turn.close()
     contest.taken = contest.turns
-    await under_way
+    with nullcontext() if policy == "wait" else suppress(ConversationBusy):
+        await under_way
     for waiter in (job, late):
         await waiter.ledger.drain(2)
 
