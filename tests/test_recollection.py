@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from benchmarks.counting import held
 from convmem import MemoryStore, Message, Store, TextPart, ToolCall, delete_owner, open_conversation
 from convmem.messages import decode_body, encode_message, encode_messages
 from convmem.recollection import RECOLLECTION, Recollection
@@ -109,13 +110,17 @@ def test_what_is_not_read_for_long_is_forgotten(recollection: Recollection, cloc
     assert recollection.read(again(unread))[0] is not other
 
 
-def test_no_more_is_kept_than_fits(recollection: Recollection) -> None:
-    """However much is read, the newest two megabytes are there, and at most four."""
-    bodies = [body_of(Message.user("x" * 2000)) for _ in range(3000)]
+@pytest.mark.parametrize(("text", "read"), [("ok", 30_000), ("x" * 2000, 6_000)])
+def test_no_more_is_kept_than_fits(recollection: Recollection, text: str, read: int) -> None:
+    """However much is read, and however short: the newest thousand is there, and never more than 16 MiB."""
+    bodies = [body_of(Message.user(text)) for _ in range(read)]
+    with held() as memory:
+        for body in bodies[:1000]:
+            recollection.read(again(body))
     kept = [recollection.read(body) for body in bodies]
     found = [recollection.read(again(body)) is said for body, said in zip(reversed(bodies), reversed(kept), strict=True)]
-    assert all(found[:900])
-    assert sum(found) * len(bodies[0]) <= 4 * 2**20
+    assert all(found[:1000])
+    assert sum(found) * memory.peak / 1000 < 16 * 2**20
 
 
 def test_a_long_text_does_not_push_out_all_others(recollection: Recollection) -> None:
