@@ -293,8 +293,10 @@ class Turn:
             self._end_now()
             raise
         except IdempotencyKeyReused:
-            await self._in_own_task(self._release_quietly())  # a lease in this name would refuse the rightful retry
-            self._end_now()
+            try:
+                await self._in_own_task(self._release_quietly())  # a lease in this name would refuse the rightful retry
+            finally:
+                self._end_now()
             raise
         except BaseException as error:
             if isinstance(error, HistoryLost | HistoryExpired):
