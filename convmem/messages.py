@@ -211,10 +211,6 @@ Moment: TypeAlias = Annotated[datetime, GetPydanticSchema(_moment_schema), WithJ
 NOTHING: FrozenDict[Any, Any] = FrozenDict()
 
 
-def _frozen(given: dict[str, Any]) -> FrozenDict[str, Any]:
-    return FrozenDict(given) if given else NOTHING
-
-
 class Message(_Frozen, defer_build=True):
     """One message. Frozen, so that who reads a conversation can be given one that somebody else was given before; equal when all fields
     are, whatever its `state`.
@@ -238,8 +234,8 @@ class Message(_Frozen, defer_build=True):
     name: Text | None = None
     id: Text = Field(default_factory=new_message_id)
     created_at: Moment = Field(default_factory=lambda given: _moment_in(given["id"]) or datetime.now(UTC))
-    metadata: Annotated[dict[Text, Any], AfterValidator(_frozen)] = Field(default_factory=lambda: NOTHING)
-    extras: Annotated[dict[Text, Any], AfterValidator(_frozen)] = Field(default_factory=lambda: NOTHING)
+    metadata: Annotated[dict[Text, Any], AfterValidator(FrozenDict)] = Field(default_factory=lambda: NOTHING)
+    extras: Annotated[dict[Text, Any], AfterValidator(FrozenDict)] = Field(default_factory=lambda: NOTHING)
 
     @classmethod
     def user(cls, content: str | Sequence[Part], **fields: Any) -> Message:
@@ -323,7 +319,7 @@ def _stored_messages() -> SchemaValidator:
     text, optional = core_schema.str_schema(), core_schema.nullable_schema(core_schema.str_schema())
     calls = core_schema.tuple_schema([ToolCall.__pydantic_core_schema__], variadic_item_index=0)
     untagged = core_schema.no_info_after_validator_function(_untagged, core_schema.dict_schema(text, core_schema.any_schema()))
-    objects = core_schema.no_info_after_validator_function(_frozen, untagged)
+    objects = core_schema.no_info_after_validator_function(FrozenDict, untagged)
     schemas = {
         "role": core_schema.literal_schema(list(get_args(Role))),
         "content": text,

@@ -5,19 +5,20 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from benchmarks.counting import held
-from convmem import MemoryStore, Message, Store, TextPart, ToolCall, delete_owner, open_conversation
-from convmem.messages import decode_body, encode_message, encode_messages
+from convmem import MemoryStore, Message, Note, Store, TextPart, ToolCall, delete_owner, open_conversation
+from convmem.messages import decode_body, encode_message, encode_messages, encode_note
 from convmem.recollection import RECOLLECTION, Recollection
 from convmem.turns import Ledger, Rules, Turn
 from tests.asgi_client import ADA
 
 MINUTES = 60
 PLAIN = [Message.user("Where do I live?"), Message.assistant("In Rome."), Message.tool("Rome", tool_call_id="a", name="where")]
-OTHERS = {
+OTHERS: dict[str, Message | Note] = {
     "metadata": Message.user("x", metadata={"tags": ["a"]}),
     "extras": Message.user("x", extras={"langchain": {"fields": ["a"]}}),
     "a call": Message.assistant("", tool_calls=[ToolCall(id="a", name="where", arguments={"who": ["me"]})]),
     "parts": Message.user([TextPart(text="x")]),
+    "a note": Note(kind="mine", data={"tags": ["a"]}),
 }
 
 
@@ -30,8 +31,8 @@ class Clock:
         return self.now
 
 
-def body_of(*messages: Message) -> bytes:
-    return encode_messages(map(encode_message, messages))
+def body_of(*said: Message | Note) -> bytes:
+    return encode_messages([encode_note(item) if isinstance(item, Note) else encode_message(item) for item in said])
 
 
 def again(body: bytes) -> bytes:
@@ -58,7 +59,7 @@ def test_a_body_read_again_is_the_same_messages(recollection: Recollection) -> N
 
 
 @pytest.mark.parametrize("message", OTHERS.values(), ids=OTHERS)
-def test_what_could_be_changed_is_everybodys_own(recollection: Recollection, message: Message) -> None:
+def test_what_could_be_changed_is_everybodys_own(recollection: Recollection, message: Message | Note) -> None:
     """A list inside, changed by one handler, must not change what the next one is given."""
     body = body_of(*PLAIN, message)
     *_, first = recollection.read(body)
@@ -108,6 +109,19 @@ def test_what_is_not_read_for_long_is_forgotten(recollection: Recollection, cloc
         recollection.age()
         assert recollection.read(again(read))[0] is first
     assert recollection.read(again(unread))[0] is not other
+
+
+def test_what_was_read_a_minute_ago_is_there_however_often_others_are_read(recollection: Recollection, clock: Clock) -> None:
+    """It is forgotten by time, and not because a worker has much to do."""
+    body = body_of(PLAIN[0])
+    for pause in (0, 6):
+        clock.now += pause * MINUTES
+        recollection.age()
+        (first,) = recollection.read(again(body))
+        clock.now += MINUTES
+        for _ in range(3):
+            recollection.age()
+        assert recollection.read(again(body))[0] is first
 
 
 @pytest.mark.parametrize(("text", "read"), [("ok", 30_000), ("x" * 2000, 6_000)])
