@@ -135,14 +135,8 @@ class Turnstile:
                 passage.since = time.monotonic()
             while passage.queue:
                 waiting = passage.queue.popleft()
-                loop = waiting.get_loop()
-                if waiting.cancelled():
-                    continue
-                if loop is _running_loop():
-                    waiting.set_result(None)
-                    return
                 with suppress(RuntimeError):  # its loop is closed
-                    loop.call_soon_threadsafe(self._hand_over, key, waiting)
+                    waiting.get_loop().call_soon_threadsafe(self._hand_over, key, waiting)
                     return
             del self._passages[path]
             self._left[path] = _Left(time.monotonic(), passage.run_since, passage.met)
@@ -153,7 +147,7 @@ class Turnstile:
                 resting, self._awaiting_rest = self._awaiting_rest, []
                 for waiting in resting:
                     with suppress(RuntimeError):  # its loop is closed
-                        waiting.get_loop().call_soon_threadsafe(_wake, waiting)
+                        waiting.get_loop().call_soon_threadsafe(waiting.set_result, None)
 
     async def rest(self, seconds: float) -> None:
         """Wait until nobody is inside, at most so long."""
@@ -169,15 +163,3 @@ class Turnstile:
             self.leave(key)
         else:
             waiting.set_result(None)
-
-
-def _wake(waiting: asyncio.Future[None]) -> None:
-    if not waiting.done():
-        waiting.set_result(None)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
