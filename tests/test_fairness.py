@@ -5,6 +5,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import chain
+from types import SimpleNamespace
 
 import pytest
 import pytest_asyncio
@@ -123,6 +124,28 @@ async def test_one_who_comes_later_gets_a_turn_though_a_worker_takes_one_after_t
         await under_way
     for waiter in (job, late):
         await waiter.ledger.drain(2)
+
+
+@pytest.mark.parametrize(
+    ("store", "met", "pauses"), [(SQLiteStore, False, [0.104]), (SQLiteStore, True, [0.3125]), (MemoryStore, True, [])]
+)
+async def test_a_long_run_pauses_once_for_a_poll_of_those_who_may_wait_elsewhere(tmp_path, monkeypatch, store, met, pauses):
+    """Of anybody where somebody was met, else of one who has waited for long; and not where nobody can be elsewhere."""
+    clock, slept, sleep = SimpleNamespace(now=0.0), [], asyncio.sleep
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr("convmem.turnstile.time", clock)
+    monkeypatch.setattr(asyncio, "sleep", lambda seconds: slept.append(seconds) or sleep(0))
+    ledger = Ledger(store() if store is MemoryStore else store(tmp_path / "convmem.db"), RULES)
+    for seconds in (2.1, 0.1, 0.1):
+        turn = Turn(ledger, ADA)
+        await turn.begin()
+        if met and not slept:
+            ledger.turnstile.met_another(ADA)
+        clock.now += seconds
+        await turn.abandon()
+    await ledger.drain(2)
+    await ledger.store.aclose()
+    assert slept == pytest.approx(pauses, abs=0.001)
 
 
 @pytest.mark.all_only
