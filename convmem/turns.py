@@ -315,7 +315,7 @@ class Turn:
         Raises:
             StoreUnavailable: The store did not answer.
         """
-        if self._leased or self.ended:
+        if self._leased:
             return
         await self.ledger.turnstile.enter(self.key, 0.0)
         self._inside = self._leased = True
