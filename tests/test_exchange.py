@@ -1099,6 +1099,19 @@ class TestTwoAtOnce:
         assert (await running).text == "one"
         assert (again.code, loads) == ("conversation_busy", 1)
 
+    @pytest.mark.parametrize(("user", "method", "loads"), [(None, "get", 0), ("ada", "post", 1)])
+    async def test_a_stream_takes_no_lease_off_turns_nor_where_the_store_is_down(self, memory_world, user, method, loads):
+        """Off turns nobody waits; and a request that goes on without memory has asked once."""
+
+        async def handler(request):
+            return StreamingResponse((await get_conversation(request)).record(iter(["one"])))
+
+        memory_world.store.fail("load")
+        client = memory_world.serve(app_of(handler), settings=quick(on_store_error="degrade"))
+        answer = await getattr(client, method)(user=user)
+        assert (answer.status, answer.text) == (200, "one")
+        assert memory_world.store.calls.count("load") == loads
+
     async def test_a_visitor_who_signs_in_inside_the_app_streams_the_users_turn(self, world):
         """Its lease was taken when it was loaded; that a visitor had been made before does not take it once more."""
 

@@ -9,7 +9,7 @@ from convmem import MemoryStore, Message, Note, Store, TextPart, ToolCall, delet
 from convmem.messages import decode_body, encode_message, encode_messages, encode_note
 from convmem.recollection import RECOLLECTION, Recollection
 from convmem.turns import Ledger, Rules, Turn
-from tests.asgi_client import ADA
+from tests.asgi_client import ADA, BOB
 
 MINUTES = 60
 PLAIN = [Message.user("Where do I live?"), Message.assistant("In Rome."), Message.tool("Rome", tool_call_id="a", name="where")]
@@ -109,6 +109,26 @@ def test_what_is_not_read_for_long_is_forgotten(recollection: Recollection, cloc
         recollection.age()
         assert recollection.read(again(read))[0] is first
     assert recollection.read(again(unread))[0] is not other
+
+
+@pytest.mark.asyncio
+async def test_a_worker_at_work_forgets_what_nobody_reads_any_more(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is read makes it look at the clock."""
+    store = MemoryStore()
+    RECOLLECTION.forget()
+    monkeypatch.setattr(RECOLLECTION, "_clock", clock)
+    monkeypatch.setattr(RECOLLECTION, "_begun", clock())
+    for key, message in ((ADA, PLAIN[0]), (BOB, Message.user("And I?"))):
+        async with open_conversation(key, store=store) as conversation:
+            conversation.append(message)
+    async with open_conversation(ADA, store=store) as conversation:
+        (read,) = conversation.messages
+    for _ in range(2):
+        clock.now += 6 * MINUTES
+        async with open_conversation(BOB, store=store) as conversation:
+            assert conversation.messages
+    async with open_conversation(ADA, store=store) as conversation:
+        assert conversation.messages[0] is not read
 
 
 def test_what_was_read_a_minute_ago_is_there_however_often_others_are_read(recollection: Recollection, clock: Clock) -> None:
