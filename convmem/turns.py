@@ -333,10 +333,10 @@ class Turn:
         """Wait for one poll of the others, as turns of this process have followed each other for long.
 
         Who leaves hands over to the next one here, and who comes right behind takes the lease anew, before another process that polls
-        for it sees that it was free. Where none was met it is unlikely that one waits, and enough that those are let in who have waited
+        for it sees that it was free. Where nobody is known to want the conversation it is enough that those are let in who have waited
         for long: they poll more often. Who would not wait for a turn, or not any longer, does so too: it is for the others.
         """
-        rarest = _POLL[1] if self.ledger.turnstile.is_shared(self.key) else _POLL[1] / _OLD_POLL
+        rarest = _POLL[1] if self.ledger.turnstile.is_wanted(self.key) else _POLL[1] / _OLD_POLL
         await asyncio.sleep(rarest * 1.25)
         self.ledger.turnstile.begin_run(self.key)
 

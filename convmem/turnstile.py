@@ -41,6 +41,10 @@ class _Passage:
     def seconds(self) -> float:
         return time.monotonic() - self.since
 
+    @property
+    def is_shared(self) -> bool:
+        return time.monotonic() - self.met < _SHARED_SECONDS
+
 
 class _Left(NamedTuple):
     """What is remembered of a conversation that is not in use: when it was left, and what its passage knew."""
@@ -78,12 +82,13 @@ class Turnstile:
 
     def run_is_long(self, key: SessionKey) -> bool:
         """Return whether turns of this process have followed each other for so long that others should have a chance."""
-        longest = _SHARED_RUN if self.is_shared(key) else _RUN
-        return time.monotonic() - self._passages[key.path].run_since > longest
+        passage = self._passages[key.path]
+        return time.monotonic() - passage.run_since > (_SHARED_RUN if passage.is_shared else _RUN)
 
-    def is_shared(self, key: SessionKey) -> bool:
-        """Return whether a turn of another process was in the way lately. Others may wait all the same: they poll, and nobody knows."""
-        return time.monotonic() - self._passages[key.path].met < _SHARED_SECONDS
+    def is_wanted(self, key: SessionKey) -> bool:
+        """Return whether somebody waits here, or a turn of another process was in the way lately. Who waits elsewhere is not seen."""
+        passage = self._passages[key.path]
+        return bool(passage.queue) or passage.is_shared
 
     def begin_run(self, key: SessionKey) -> None:
         """Note that other processes had their chance."""

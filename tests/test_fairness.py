@@ -150,12 +150,15 @@ async def test_a_long_run_pauses_once_for_a_poll_of_those_who_may_wait_elsewhere
 
 @pytest.mark.all_only
 async def test_twin_without_giving_way_the_one_elsewhere_starves(two_processes):
-    """The same, where whoever has the conversation keeps it: it takes luck to get in between, on either side."""
-    try:
-        processes = await contend(two_processes, [4, 1], think=0.2, turns=60, turnstile=Greedy)
-    except ConversationBusy:
-        return
-    assert most_passed(processes) >= 20
+    """The same, where whoever has the conversation keeps it: it takes luck to get in between, and nobody has it three times."""
+    for _ in range(3):
+        try:
+            processes = await contend(two_processes, [4, 1], think=0.2, turns=60, turnstile=Greedy)
+        except ConversationBusy:
+            return
+        if most_passed(processes) >= 20:
+            return
+    pytest.fail("nobody had to wait for twenty turns of others")
 
 
 @pytest.mark.all_only

@@ -83,7 +83,7 @@ async def test_where_another_was_met_a_run_is_shorter_for_half_a_minute(clock):
     """It is likely that it comes again, also when all have left in between."""
     turnstile = Turnstile(8)
     assert not await run_of(turnstile, clock, 0.6)
-    assert not turnstile.is_shared(KEY)
+    assert not turnstile.is_wanted(KEY)
     turnstile.met_another(KEY)
     assert not turnstile.run_is_long(KEY)
     turnstile.leave(KEY)
@@ -94,7 +94,7 @@ async def test_where_another_was_met_a_run_is_shorter_for_half_a_minute(clock):
     turnstile.leave(KEY)
     clock.now += 1
     assert not await run_of(turnstile, clock, 0.6)
-    assert not turnstile.is_shared(KEY)
+    assert not turnstile.is_wanted(KEY)
 
 
 async def test_of_a_thousand_conversations_it_is_known_who_was_met_there(clock):
@@ -105,7 +105,7 @@ async def test_of_a_thousand_conversations_it_is_known_who_was_met_there(clock):
         await turnstile.enter(key, 0)
         if met:
             turnstile.met_another(key)
-        shared = turnstile.is_shared(key)
+        shared = turnstile.is_wanted(key)
         turnstile.leave(key)
         return shared
 
@@ -159,11 +159,13 @@ async def test_only_so_many_wait():
     """The rest is told at once."""
     turnstile = Turnstile(2)
     await turnstile.enter(KEY, 0)
+    assert not turnstile.is_wanted(KEY)
     waiting = [asyncio.create_task(turnstile.enter(KEY, 60)) for _ in range(2)]
     await asyncio.sleep(0)
     with pytest.raises(ConversationBusy):
         await asyncio.wait_for(turnstile.enter(KEY, 60), AT_ONCE)
     for task in waiting:
+        assert turnstile.is_wanted(KEY)
         turnstile.leave(KEY)
         await task
     turnstile.leave(KEY)
