@@ -131,10 +131,14 @@ async def test_one_who_comes_later_gets_a_turn_though_a_worker_takes_one_after_t
 )
 async def test_a_long_run_pauses_once_for_a_poll_of_those_who_may_wait_elsewhere(tmp_path, monkeypatch, store, met, pauses):
     """Of anybody where somebody was met, else of one who has waited for long; and not where nobody can be elsewhere."""
-    clock, slept, sleep = SimpleNamespace(now=0.0), [], asyncio.sleep
+    clock, slept = SimpleNamespace(now=0.0), []
     clock.monotonic = lambda: clock.now
+
+    async def sleep(seconds):
+        slept.append(seconds)
+
     monkeypatch.setattr("convmem.turnstile.time", clock)
-    monkeypatch.setattr(asyncio, "sleep", lambda seconds: slept.append(seconds) or sleep(0))
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     ledger = Ledger(store() if store is MemoryStore else store(tmp_path / "convmem.db"), RULES)
     for seconds in (2.1, 0.1, 0.1):
         turn = Turn(ledger, ADA)
