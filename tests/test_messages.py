@@ -339,6 +339,12 @@ def test_a_time_keeps_its_offset_also_where_its_id_is_the_same_time_in_another_z
     assert again.created_at.isoformat() == moment.isoformat()
 
 
+def test_a_time_that_is_not_that_of_its_id_is_kept():
+    """A message moved here from elsewhere was said before it was made."""
+    sent = Message.user("x", created_at=datetime(2020, 1, 1, tzinfo=UTC))
+    assert back(sent) == [sent]
+
+
 def test_a_message_is_frozen_and_forbids_what_it_does_not_know():
     """A typo in a field is no metadata."""
     message = Message.user("x")
