@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from contextvars import Token
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -142,7 +142,8 @@ class _Job(AbstractAsyncContextManager[Conversation]):
             with _noting(self._outer):
                 await self._work.finish()
         finally:
-            current.reset(self._before)
+            with suppress(ValueError):  # whoever ends a generator does so in a context of its own, which does not know of this
+                current.reset(self._before)
             await self._at_hand.done(self._key)
 
 

@@ -195,9 +195,17 @@ class Connection(Work, ABC):
 
     async def load(self, owner: str | None, session_id: str | None) -> Turn:
         """Load the conversation a handler names, or the one the request does."""
-        if not self.between_turns and (self.takes_turns or (self.turn is not None and self.turn.said and not self.turn.replayed)):
+        begun = self.takes_turns or (self.turn is not None and self.turn.said and not self.turn.replayed)
+        if self._opening or (begun and not self.between_turns):
             msg = "A turn has begun here already; call load() before it."
             raise TurnClosed(msg)
+        self._opening = True
+        try:
+            return await self._load(owner, session_id)
+        finally:
+            self._opening = False
+
+    async def _load(self, owner: str | None, session_id: str | None) -> Turn:
         previous, self.turn = self.turn, None
         if previous is not None:
             await previous.abandon()

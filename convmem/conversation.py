@@ -247,7 +247,7 @@ class Conversation:
             session_id: Which; None: as the request says.
 
         Raises:
-            TurnClosed: Something was appended to the conversation loaded before.
+            TurnClosed: Something was appended to the conversation loaded before, or another load is under way.
             InvalidIdentity: They are no address, or the request does not say.
             ConversationBusy: Another turn is still running.
             StoreUnavailable: The store did not answer.

@@ -185,7 +185,9 @@ def _with_offset(moment: datetime) -> datetime:
 _WRITTEN_MOMENT = r"^[0-9W-]+T[0-9:.,]+(Z|[+-][0-9:]+)$"
 """A date, a time and an offset. To ask the time itself for its offset would take twice as long as reading it does."""
 _is_written_moment = re.compile(_WRITTEN_MOMENT).match
-_IN_JSON = core_schema.no_info_after_validator_function(datetime.fromisoformat, core_schema.str_schema(pattern=_WRITTEN_MOMENT))
+_IN_JSON = core_schema.no_info_after_validator_function(
+    datetime.fromisoformat, core_schema.str_schema(pattern=_WRITTEN_MOMENT), serialization=core_schema.simple_ser_schema("datetime")
+)
 
 
 def _moment_schema(_source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -207,10 +209,6 @@ Moment: TypeAlias = Annotated[datetime, GetPydanticSchema(_moment_schema), WithJ
 
 
 NOTHING: FrozenDict[Any, Any] = FrozenDict()
-
-
-def _frozen(given: dict[str, Any]) -> FrozenDict[str, Any]:
-    return FrozenDict(given) if given else NOTHING
 
 
 class Message(_Frozen, defer_build=True):
@@ -236,8 +234,8 @@ class Message(_Frozen, defer_build=True):
     name: Text | None = None
     id: Text = Field(default_factory=new_message_id)
     created_at: Moment = Field(default_factory=lambda given: _moment_in(given["id"]) or datetime.now(UTC))
-    metadata: Annotated[dict[Text, Any], AfterValidator(_frozen)] = Field(default_factory=lambda: NOTHING)
-    extras: Annotated[dict[Text, Any], AfterValidator(_frozen)] = Field(default_factory=lambda: NOTHING)
+    metadata: Annotated[dict[Text, Any], AfterValidator(FrozenDict)] = Field(default_factory=lambda: NOTHING)
+    extras: Annotated[dict[Text, Any], AfterValidator(FrozenDict)] = Field(default_factory=lambda: NOTHING)
 
     @classmethod
     def user(cls, content: str | Sequence[Part], **fields: Any) -> Message:
@@ -321,7 +319,7 @@ def _stored_messages() -> SchemaValidator:
     text, optional = core_schema.str_schema(), core_schema.nullable_schema(core_schema.str_schema())
     calls = core_schema.tuple_schema([ToolCall.__pydantic_core_schema__], variadic_item_index=0)
     untagged = core_schema.no_info_after_validator_function(_untagged, core_schema.dict_schema(text, core_schema.any_schema()))
-    objects = core_schema.no_info_after_validator_function(_frozen, untagged)
+    objects = core_schema.no_info_after_validator_function(FrozenDict, untagged)
     schemas = {
         "role": core_schema.literal_schema(list(get_args(Role))),
         "content": text,
@@ -495,7 +493,8 @@ def _document(message: Message) -> dict[str, Any]:
     if message.name is not None:
         document["name"] = _pack_text(message.name)
     document["id"] = _pack_text(message.id)
-    if message.created_at.tzinfo is not UTC or message.created_at != _moment_in(message.id):
+    moment = _moment_in(message.id)
+    if moment is None or moment.tzinfo is not message.created_at.tzinfo or moment != message.created_at:
         document["created_at"] = message.created_at.isoformat()
     if message.metadata:
         document["metadata"] = _pack(message.metadata, "metadata")

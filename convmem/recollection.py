@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 from convmem.messages import NOTHING, Item, Message, decode_body
 
-_MOST = 2 * 2**20
+_MOST = 8 * 2**20
+_OBJECTS = 900
+"""Bytes that a message takes beside its text, which is there twice: as it was stored, and decoded."""
 _LARGEST = 2**16
 _LONG = 300.0
 
@@ -16,8 +18,8 @@ class Recollection:
     """Decoded bodies, found by their bytes: who has the same bytes is given the same messages, and nobody is given any without.
 
     It knows nothing of conversations, so it cannot be out of date. Only messages that nobody can change are kept: of text, without
-    calls, metadata and extras. There are two generations of 2 MiB of bodies each, and a body goes from the old one to the young one when
-    it is read; so it is forgotten when it was not read for five to ten minutes, or while 2 to 4 MiB of others were.
+    calls, metadata and extras. There are two generations of 8 MiB each, and a body goes from the old one to the young one when it is read;
+    so it is forgotten when it was not read for five to ten minutes in which others were, or while 8 to 16 MiB of others were.
 
     May be used by several threads at once.
     """
@@ -40,7 +42,7 @@ class Recollection:
                 if len(body) > _LARGEST or not _can_be_shared(items):
                     return items
             self._young[body] = items
-            self._size += len(body)
+            self._size += 2 * len(body) + _OBJECTS * len(items)
             if self._size > _MOST:
                 self._begin()
         return items

@@ -286,15 +286,17 @@ class Turn:
         self._inside = self._leased = True
         try:
             if self.ledger.store.reach != "process" and self.ledger.turnstile.run_is_long(self.key):
-                await self._give_way(give_up)
+                await self._give_way()
             await self._take_lease(give_up)
             self._judge(claimed)
         except ConversationBusy:
             self._end_now()
             raise
         except IdempotencyKeyReused:
-            await self._in_own_task(self._release_quietly())  # a lease in this name would refuse the rightful retry
-            self._end_now()
+            try:
+                await self._in_own_task(self._release_quietly())  # a lease in this name would refuse the rightful retry
+            finally:
+                self._end_now()
             raise
         except BaseException as error:
             if isinstance(error, HistoryLost | HistoryExpired):
@@ -313,7 +315,7 @@ class Turn:
         Raises:
             StoreUnavailable: The store did not answer.
         """
-        if self._leased or self.ended:
+        if self._leased:
             return
         await self.ledger.turnstile.enter(self.key, 0.0)
         self._inside = self._leased = True
@@ -327,15 +329,15 @@ class Turn:
         self._heartbeat = self.ledger.heartbeat
         self._heartbeat.add(self, rules.lease.total_seconds() / 3)
 
-    async def _give_way(self, give_up: float) -> None:
+    async def _give_way(self) -> None:
         """Wait for one poll of the others, as turns of this process have followed each other for long.
 
         Who leaves hands over to the next one here, and who comes right behind takes the lease anew, before another process that polls
         for it sees that it was free. Where nobody is known to want the conversation it is enough that those are let in who have waited
-        for long: they poll more often.
+        for long: they poll more often. Who would not wait for a turn, or not any longer, does so too: it is for the others.
         """
         rarest = _POLL[1] if self.ledger.turnstile.is_wanted(self.key) else _POLL[1] / _OLD_POLL
-        await asyncio.sleep(max(0.0, min(give_up - asyncio.get_running_loop().time(), rarest * 1.25)))
+        await asyncio.sleep(rarest * 1.25)
         self.ledger.turnstile.begin_run(self.key)
 
     async def _is_known(self, claimed: Head | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import OrderedDict, deque
 from contextlib import suppress
@@ -59,7 +60,7 @@ _NEVER = _Left(float("-inf"), float("-inf"), float("-inf"))
 class Turnstile:
     """A queue for each conversation that is in use in this process; nobody polls, and whoever leaves hands over directly.
 
-    Waiters may be in different event loops.
+    Those who come may be in different event loops, each in a thread of its own.
     """
 
     def __init__(self, max_waiting: int) -> None:
@@ -68,6 +69,7 @@ class Turnstile:
         self._passages: dict[tuple[str, str, str], _Passage] = {}
         self._left: OrderedDict[tuple[str, str, str], _Left] = OrderedDict()
         self._awaiting_rest: list[asyncio.Future[None]] = []
+        self._lock = threading.RLock()  # what a garbage collection ends may be a wait
 
     def occupied(self, key: SessionKey) -> bool:
         """Return whether a turn of this conversation is inside."""
@@ -103,63 +105,62 @@ class Turnstile:
         Raises:
             ConversationBusy: The time is over, or too many wait already. It says how long the turn inside has been running.
         """
-        passage = self._passages.get(key.path)
-        if passage is None:
-            now = time.monotonic()
-            left = self._left.get(key.path, _NEVER)
-            self._passages[key.path] = _Passage(now, left.run_since if now - left.at < _BREATH else now, left.met)
-            return
-        if passage.queue is None:
-            passage.queue = deque()
-        if seconds <= 0 or len(passage.queue) >= self._max_waiting:
-            raise ConversationBusy(passage.seconds)
-        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        passage.queue.append(waiting)
+        with self._lock:
+            passage = self._passages.get(key.path)
+            if passage is None:
+                now = time.monotonic()
+                left = self._left.get(key.path, _NEVER)
+                self._passages[key.path] = _Passage(now, left.run_since if now - left.at < _BREATH else now, left.met)
+                return
+            if passage.queue is None:
+                passage.queue = deque()
+            if seconds <= 0 or len(passage.queue) >= self._max_waiting:
+                raise ConversationBusy(passage.seconds)
+            waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            passage.queue.append(waiting)
         try:
             async with asyncio.timeout(seconds):
                 await waiting
         except BaseException as error:
             if waiting.done() and not waiting.cancelled():
                 self.leave(key)
-            elif waiting in passage.queue:
-                passage.queue.remove(waiting)
+            else:
+                with suppress(ValueError):  # another thread has just taken it out
+                    passage.queue.remove(waiting)
             if isinstance(error, TimeoutError):
                 raise ConversationBusy(passage.seconds) from None
             raise
 
     def leave(self, key: SessionKey) -> None:
         """Let the next one in."""
-        path = key.path
-        passage = self._passages[path]
-        if passage.queue:
-            passage.since = time.monotonic()
-        while passage.queue:
-            waiting = passage.queue.popleft()
-            loop = waiting.get_loop()
-            if waiting.cancelled() or loop.is_closed():
-                continue
-            if loop is _running_loop():
-                waiting.set_result(None)
-            else:
-                loop.call_soon_threadsafe(self._hand_over, key, waiting)
-            return
-        del self._passages[path]
-        self._left[path] = _Left(time.monotonic(), passage.run_since, passage.met)
-        self._left.move_to_end(path)
-        if len(self._left) > _REMEMBERED:
-            self._left.popitem(last=False)
-        if self._awaiting_rest and not self._passages:
-            resting, self._awaiting_rest = self._awaiting_rest, []
-            for waiting in resting:
+        with self._lock:
+            path = key.path
+            passage = self._passages[path]
+            if passage.queue:
+                passage.since = time.monotonic()
+            while passage.queue:
+                waiting = passage.queue.popleft()
                 with suppress(RuntimeError):  # its loop is closed
-                    waiting.get_loop().call_soon_threadsafe(_wake, waiting)
+                    waiting.get_loop().call_soon_threadsafe(self._hand_over, key, waiting)
+                    return
+            del self._passages[path]
+            self._left[path] = _Left(time.monotonic(), passage.run_since, passage.met)
+            self._left.move_to_end(path)
+            if len(self._left) > _REMEMBERED:
+                self._left.popitem(last=False)
+            if self._awaiting_rest and not self._passages:
+                resting, self._awaiting_rest = self._awaiting_rest, []
+                for waiting in resting:
+                    with suppress(RuntimeError):  # its loop is closed
+                        waiting.get_loop().call_soon_threadsafe(waiting.set_result, None)
 
     async def rest(self, seconds: float) -> None:
         """Wait until nobody is inside, at most so long."""
-        if not self._passages:
-            return
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._awaiting_rest.append(waiting)
+        with self._lock:
+            if not self._passages:
+                return
+            self._awaiting_rest.append(waiting)
         await asyncio.wait([waiting], timeout=seconds)
 
     def _hand_over(self, key: SessionKey, waiting: asyncio.Future[None]) -> None:
@@ -167,15 +168,3 @@ class Turnstile:
             self.leave(key)
         else:
             waiting.set_result(None)
-
-
-def _wake(waiting: asyncio.Future[None]) -> None:
-    if not waiting.done():
-        waiting.set_result(None)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

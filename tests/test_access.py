@@ -237,6 +237,24 @@ async def test_the_end_of_a_cancelled_job_is_stored_before_its_store_is_closed(t
         assert len((await store.load(ADA)).entries) == 1
 
 
+async def test_a_job_in_a_generator_that_is_left_behind_ends_in_whichever_task_closes_it(tmp_path):
+    """Nobody closes a stream whose client has left but the garbage collector, in a context of its own."""
+
+    async def stream():
+        async with open_conversation(ADA) as conversation:
+            conversation.append(Message.user("x"))
+            await conversation.save()
+            yield "a"
+
+    left = stream()
+    assert await asyncio.create_task(anext(left)) == "a"
+    await asyncio.create_task(left.aclose())
+    async with SQLiteStore(tmp_path / "outside.db") as store:
+        assert [turn.state for turn in (await store.load(ADA)).turns] == ["interrupted"]
+    with pytest.raises(NoConversation):
+        current_conversation()
+
+
 async def test_a_store_is_kept_by_no_job_that_is_over():
     """A script may open as many as it likes."""
     store = MemoryStore()

@@ -1078,6 +1078,53 @@ class TestTwoAtOnce:
         assert answers[1].data == ["hi", "one two", "again", "you said again"]
         assert (await second.get(user=None)).data == ["complete"] * 4
 
+    async def test_a_new_visitor_who_comes_again_to_the_same_worker_asks_the_store_nothing(self, memory_world):
+        """Its turn stands in the worker's own queue from the first byte on, as anybody's: there others wait for it, and a shutdown does."""
+        speaking, go_on = asyncio.Event(), asyncio.Event()
+
+        async def model():
+            yield "one"
+            speaking.set()
+            await go_on.wait()
+
+        async def handler(request):
+            return StreamingResponse((await get_conversation(request)).record(model()))
+
+        client = memory_world.serve(app_of(handler), settings=quick(concurrency="reject"))
+        running = asyncio.create_task(client.post(user=None))
+        await asyncio.wait_for(speaking.wait(), AT_ONCE)
+        again = await client.post(user=None)
+        loads = memory_world.store.calls.count("load")
+        go_on.set()
+        assert (await running).text == "one"
+        assert (again.code, loads) == ("conversation_busy", 1)
+
+    @pytest.mark.parametrize(("user", "method", "loads"), [(None, "get", 0), ("ada", "post", 1)])
+    async def test_a_stream_takes_no_lease_off_turns_nor_where_the_store_is_down(self, memory_world, user, method, loads):
+        """Off turns nobody waits; and a request that goes on without memory has asked once."""
+
+        async def handler(request):
+            return StreamingResponse((await get_conversation(request)).record(iter(["one"])))
+
+        memory_world.store.fail("load")
+        client = memory_world.serve(app_of(handler), settings=quick(on_store_error="degrade"))
+        answer = await getattr(client, method)(user=user)
+        assert (answer.status, answer.text) == (200, "one")
+        assert memory_world.store.calls.count("load") == loads
+
+    async def test_a_visitor_who_signs_in_inside_the_app_streams_the_users_turn(self, world):
+        """Its lease was taken when it was loaded; that a visitor had been made before does not take it once more."""
+
+        async def handler(request):
+            conversation = await get_conversation(request)
+            await conversation.load(owner=ADA.owner)
+            conversation.append(Message.user("hi"))
+            return StreamingResponse(conversation.record(iter(["one ", "two"])))
+
+        answer = await world.serve(app_of(handler)).post(user=None)
+        assert (answer.status, answer.text) == (200, "one two")
+        assert await world.texts() == ["user: hi", "assistant: one two"]
+
     async def test_two_workers_on_one_store_take_turns(self, world):
         """Two middleware instances know nothing of each other but the lease."""
         other = world.store if isinstance(world.inner, MemoryStore) else type(world.inner)(world.inner.path)

@@ -1,9 +1,11 @@
 """Who waits for a conversation gets it: in one process in the order they came, across processes before others have had it many times."""
 
 import asyncio
-from dataclasses import dataclass, field
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import chain
+from types import SimpleNamespace
 
 import pytest
 import pytest_asyncio
@@ -102,19 +104,52 @@ async def test_one_who_waits_elsewhere_gets_a_turn_although_there_is_always_a_qu
     assert most_passed([crowd, [lone]]) < 20
 
 
-async def test_one_who_comes_later_gets_a_turn_though_a_worker_takes_one_after_the_other(two_processes):
-    """A job that talks without a pause has met nobody, and does not know that anybody waits; there is no queue either."""
-    contest, (job, late) = Contest(turns=1000), [Waiter(Ledger(store, RULES)) for store in two_processes]
+@pytest.mark.parametrize("policy", ["wait", "reject"])
+async def test_one_who_comes_later_gets_a_turn_though_a_worker_takes_one_after_the_other(two_processes, policy):
+    """A job that talks without a pause has met nobody, and does not know that anybody waits; there is no queue either.
+
+    One that would not wait itself gives way all the same, though it may be refused then.
+    """
+    contest, rules = Contest(turns=1000), [replace(RULES, concurrency=policy), RULES]
+    job, late = [Waiter(Ledger(store, of)) for store, of in zip(two_processes, rules, strict=True)]
     under_way = asyncio.create_task(job.take(0.5, contest))
     while not job.turns:  # noqa: ASYNC110 - a turn announces its end to nobody
         await asyncio.sleep(0.01)
-    turn = Turn(late.ledger, ADA)
+    turn, before = Turn(late.ledger, ADA), job.turns
     await turn.begin()
+    assert job.turns - before < 25
     await turn.close()
     contest.taken = contest.turns
-    await under_way
+    with nullcontext() if policy == "wait" else suppress(ConversationBusy):
+        await under_way
     for waiter in (job, late):
         await waiter.ledger.drain(2)
+
+
+@pytest.mark.parametrize(
+    ("store", "met", "pauses"), [(SQLiteStore, False, [0.104]), (SQLiteStore, True, [0.3125]), (MemoryStore, True, [])]
+)
+async def test_a_long_run_pauses_once_for_a_poll_of_those_who_may_wait_elsewhere(tmp_path, monkeypatch, store, met, pauses):
+    """Of anybody where somebody was met, else of one who has waited for long; and not where nobody can be elsewhere."""
+    clock, slept = SimpleNamespace(now=0.0), []
+    clock.monotonic = lambda: clock.now
+
+    async def sleep(seconds):
+        slept.append(seconds)
+
+    monkeypatch.setattr("convmem.turnstile.time", clock)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    ledger = Ledger(store() if store is MemoryStore else store(tmp_path / "convmem.db"), RULES)
+    for seconds in (2.1, 0.1, 0.1):
+        turn = Turn(ledger, ADA)
+        await turn.begin()
+        if met and not slept:
+            ledger.turnstile.met_another(ADA)
+        clock.now += seconds
+        await turn.abandon()
+    await ledger.drain(2)
+    await ledger.store.aclose()
+    assert slept == pytest.approx(pauses, abs=0.001)
 
 
 @pytest.mark.all_only

@@ -31,6 +31,7 @@ from convmem import (
     NoConversation,
     SessionKey,
     SQLiteStore,
+    TurnClosed,
     Window,
     current_conversation,
     from_callable,
@@ -737,6 +738,22 @@ class TestDeferred:
         assert "call load() before it" in answer.data[1]
         assert await world.texts() == []
         assert await world.texts(other) == ["user: moved"]
+
+    async def test_of_two_loads_at_once_one_is_refused_and_no_turn_is_left_behind(self, memory_world):
+        """A turn that nobody ends would keep its conversation busy for as long as the worker lives."""
+        raised = []
+
+        async def handler(request):
+            conversation = await get_conversation(request)
+            loads = [conversation.load(owner="user:ada", session_id=name) for name in ("one", "two")]
+            raised.extend(await asyncio.gather(*loads, return_exceptions=True))
+            return await say(request)
+
+        memory_world.store.delay = timedelta(milliseconds=1)
+        client = memory_world.serve(app_of(handler), load="deferred")
+        assert (await client.post()).data["session"] == "one"
+        assert [type(error) for error in raised] == [type(None), TurnClosed]
+        memory_world.keys += [SessionKey("user:ada", "one"), SessionKey("user:ada", "two")]
 
     async def test_a_busy_conversation_is_told_to_the_handler(self, world):
         """`load()` raises what the middleware would have answered."""

@@ -4,19 +4,21 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from convmem import MemoryStore, Message, Store, TextPart, ToolCall, delete_owner, open_conversation
-from convmem.messages import decode_body, encode_message, encode_messages
+from benchmarks.counting import held
+from convmem import MemoryStore, Message, Note, Store, TextPart, ToolCall, delete_owner, open_conversation
+from convmem.messages import decode_body, encode_message, encode_messages, encode_note
 from convmem.recollection import RECOLLECTION, Recollection
 from convmem.turns import Ledger, Rules, Turn
-from tests.asgi_client import ADA
+from tests.asgi_client import ADA, BOB
 
 MINUTES = 60
 PLAIN = [Message.user("Where do I live?"), Message.assistant("In Rome."), Message.tool("Rome", tool_call_id="a", name="where")]
-OTHERS = {
+OTHERS: dict[str, Message | Note] = {
     "metadata": Message.user("x", metadata={"tags": ["a"]}),
     "extras": Message.user("x", extras={"langchain": {"fields": ["a"]}}),
     "a call": Message.assistant("", tool_calls=[ToolCall(id="a", name="where", arguments={"who": ["me"]})]),
     "parts": Message.user([TextPart(text="x")]),
+    "a note": Note(kind="mine", data={"tags": ["a"]}),
 }
 
 
@@ -29,8 +31,8 @@ class Clock:
         return self.now
 
 
-def body_of(*messages: Message) -> bytes:
-    return encode_messages(map(encode_message, messages))
+def body_of(*said: Message | Note) -> bytes:
+    return encode_messages([encode_note(item) if isinstance(item, Note) else encode_message(item) for item in said])
 
 
 def again(body: bytes) -> bytes:
@@ -57,7 +59,7 @@ def test_a_body_read_again_is_the_same_messages(recollection: Recollection) -> N
 
 
 @pytest.mark.parametrize("message", OTHERS.values(), ids=OTHERS)
-def test_what_could_be_changed_is_everybodys_own(recollection: Recollection, message: Message) -> None:
+def test_what_could_be_changed_is_everybodys_own(recollection: Recollection, message: Message | Note) -> None:
     """A list inside, changed by one handler, must not change what the next one is given."""
     body = body_of(*PLAIN, message)
     *_, first = recollection.read(body)
@@ -109,13 +111,50 @@ def test_what_is_not_read_for_long_is_forgotten(recollection: Recollection, cloc
     assert recollection.read(again(unread))[0] is not other
 
 
-def test_no_more_is_kept_than_fits(recollection: Recollection) -> None:
-    """However much is read, the newest two megabytes are there, and at most four."""
-    bodies = [body_of(Message.user("x" * 2000)) for _ in range(3000)]
+@pytest.mark.asyncio
+async def test_a_worker_at_work_forgets_what_nobody_reads_any_more(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is read makes it look at the clock."""
+    store = MemoryStore()
+    RECOLLECTION.forget()
+    monkeypatch.setattr(RECOLLECTION, "_clock", clock)
+    monkeypatch.setattr(RECOLLECTION, "_begun", clock())
+    for key, message in ((ADA, PLAIN[0]), (BOB, Message.user("And I?"))):
+        async with open_conversation(key, store=store) as conversation:
+            conversation.append(message)
+    async with open_conversation(ADA, store=store) as conversation:
+        (read,) = conversation.messages
+    for _ in range(2):
+        clock.now += 6 * MINUTES
+        async with open_conversation(BOB, store=store) as conversation:
+            assert conversation.messages
+    async with open_conversation(ADA, store=store) as conversation:
+        assert conversation.messages[0] is not read
+
+
+def test_what_was_read_a_minute_ago_is_there_however_often_others_are_read(recollection: Recollection, clock: Clock) -> None:
+    """It is forgotten by time, and not because a worker has much to do."""
+    body = body_of(PLAIN[0])
+    for pause in (0, 6):
+        clock.now += pause * MINUTES
+        recollection.age()
+        (first,) = recollection.read(again(body))
+        clock.now += MINUTES
+        for _ in range(3):
+            recollection.age()
+        assert recollection.read(again(body))[0] is first
+
+
+@pytest.mark.parametrize(("text", "read"), [("ok", 30_000), ("x" * 2000, 6_000)])
+def test_no_more_is_kept_than_fits(recollection: Recollection, text: str, read: int) -> None:
+    """However much is read, and however short: the newest thousand is there, and never more than 16 MiB."""
+    bodies = [body_of(Message.user(text)) for _ in range(read)]
+    with held() as memory:
+        for body in bodies[:1000]:
+            recollection.read(again(body))
     kept = [recollection.read(body) for body in bodies]
     found = [recollection.read(again(body)) is said for body, said in zip(reversed(bodies), reversed(kept), strict=True)]
-    assert all(found[:900])
-    assert sum(found) * len(bodies[0]) <= 4 * 2**20
+    assert all(found[:1000])
+    assert sum(found) * memory.peak / 1000 < 16 * 2**20
 
 
 def test_a_long_text_does_not_push_out_all_others(recollection: Recollection) -> None:

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from convmem import ConversationBusy, ConversationConflict, Message, SessionKey, StoreUnavailable, TurnClosed, open_store
+from convmem import ConversationBusy, ConversationConflict, Message, SessionKey, StoreUnavailable, TurnClosed, Window, open_store
 from convmem.stores.base import Lease
 from convmem.turns import Ledger, Rules, Turn
 from tests import asgi_client
@@ -290,3 +290,31 @@ async def test_turns_that_are_cancelled_at_their_end_are_stored_once_on_a_server
     async with store:
         await asyncio.gather(*(talk(SessionKey.for_user(f"cancelled {number}")) for number in range(8)))
         await ledger.drain(5)
+
+
+async def test_a_retry_sees_as_much_before_it_as_the_first_try_did(world):
+    """A window in tokens is read page by page; the try that is left out of the first page does not make that one short."""
+    ledger = Ledger(world.store, Rules(window=Window(turns=None, tokens=900)))
+    for i in range(9):
+        await (await begun(ledger, None, str(i))).close()
+    await (await begun(ledger, "once", "first try")).interrupt()
+    retry = await begun(ledger, "once")
+    assert [message.text for message in retry.decoded().said([]).messages] == [str(i) for i in range(9)]
+    await retry.abandon()
+
+
+async def test_a_key_that_was_used_before_holds_nobody_up_though_its_request_is_cancelled(world, ledger):
+    """While the lease is given back the client may leave: the conversation would be busy for as long as the worker lives."""
+    first = Turn(ledger, ADA, turn_id="once", fingerprint="a")
+    await first.begin()
+    first.stage([Message.user("hi")])
+    await first.close()
+    world.store.delay = timedelta(milliseconds=20)
+    other = asyncio.create_task(Turn(ledger, ADA, turn_id="once", fingerprint="b").begin())
+    while world.store.calls[-1] != "release":  # noqa: ASYNC110 - the store announces nothing
+        await asyncio.sleep(0.001)
+    other.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await other
+    world.store.mend()
+    await (await begun(ledger, None, "next")).close()
