@@ -23,6 +23,10 @@ class FrozenDict(dict[K, V]):
     __setitem__ = __delitem__ = __ior__ = _refuse
     clear = pop = popitem = setdefault = update = _refuse
 
+    def __hash__(self) -> int:  # type: ignore[override]
+        """Hash the items, as a tuple does. pydantic copies a default that has no hash, for each message that is read."""
+        return hash(frozenset(self.items()))
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle it by its items, not by setting them."""
         return type(self), (dict(self),)
