@@ -13,6 +13,7 @@ from convmem import ConversationMiddleware, Message, SessionKey, Settings, Windo
 from convmem.access import open_conversation
 from convmem.identifiers import new_id, new_token
 from convmem.messages import encode_message, encode_messages
+from convmem.recollection import RECOLLECTION
 from convmem.stores.base import Entry, Head, Lease, Outcome
 from convmem.stores.sqlite import SQLiteStore
 
@@ -31,9 +32,10 @@ def _body() -> bytes:
 _BODIES = itertools.cycle([_body() for _ in range(251)])
 
 
-def _entry(head: Head, token: str) -> Entry:
+def _entry(head: Head, token: str, body: bytes | None = None) -> Entry:
     name = new_id()  # a turn of one entry is named by it, as convmem does it
-    return Entry(name, name, token, head.epoch or new_token(), next(_BODIES), count=2, closing=True, turns=head.turns + 1, start=head.start)
+    body = body or next(_BODIES)
+    return Entry(name, name, token, head.epoch or new_token(), body, count=2, closing=True, turns=head.turns + 1, start=head.start)
 
 
 def first_entry() -> Entry:
@@ -51,11 +53,11 @@ class ThroughStore(System):
         await self.store.check()
 
     async def fill(self, session: str, messages: int) -> None:
-        """Append turn after turn; a file is not flushed after each."""
+        """Append turn after turn, each of its own messages; a file is not flushed after each."""
         store = SQLiteStore(Path(self.place) / "convmem.db", synchronous="normal") if "://" not in self.place else self.store
         key, head = self._key(session), Head()
         for _ in range(messages // 2):
-            head = (await store.append(key, head, _entry(head, new_token()))).head
+            head = (await store.append(key, head, _entry(head, new_token(), _body()))).head
         if store is not self.store:
             await store.aclose()
 
@@ -85,6 +87,15 @@ class ThroughConversation(ThroughStore):
             loaded = len(conversation.messages)
             conversation.append(Message.user(question()), Message.assistant(answer()))
         return loaded
+
+
+class UnreadConversation(ThroughConversation):
+    """The same on a worker that has never read any of it: as its first turn on each of many workers is."""
+
+    async def turn(self, session: str) -> int:
+        """Forget what was read, and do a turn."""
+        RECOLLECTION.forget()
+        return await super().turn(session)
 
 
 class Direct(System):

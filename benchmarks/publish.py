@@ -66,7 +66,7 @@ def figures(results: Results, plan: Plan, charts: list[str]) -> str:
             parts += [*pictures, words, report.ratios(results, plan, store)]
         if any(system.name in results.stored for system in systems):
             parts += ["Round trips: bytes sent / received a turn, and bytes stored a message:", report.wire(results, plan, systems)]
-        parts += ["Where another library is ahead of `convmem Conversation`, and by how much:", ahead(results, plan, store)]
+        parts += ["Where another library is ahead of `convmem Conversation unread before`, and by how much:", ahead(results, plan, store)]
     if report.measured(results, SERVED):
         pictures = [f"![{_says(name, 'Redis')}](../{IMAGES}/{_PREFIX}{name})" for name in charts if name == "uvicorn.svg"]
         parts += ["### Under uvicorn", *pictures, report.group_table(results, plan, SERVED)]
@@ -76,8 +76,8 @@ def figures(results: Results, plan: Plan, charts: list[str]) -> str:
 
 
 def ahead(results: Results, plan: Plan, store: str) -> str:
-    """Return where a peer costs less than the door of convmem that gives out typed messages as it does."""
-    ours = f"convmem Conversation, {store}"
+    """Return where a peer costs less than a conversation of typed messages, of which this process has not read any before."""
+    ours = f"convmem Conversation unread before, {store}"
     columns = (("turns/s", plan.sessions, "rate"), ("p50", 1, "p50"), ("client CPU", 1, "cpu"))
     rows = []
     for system in report.measured(results, store):

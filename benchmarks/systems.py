@@ -52,7 +52,12 @@ def _extra(name: str, store: str, environment: str, code: str, *, windowed: bool
 
 
 def _own(store: str) -> list[System]:
-    doors = {"Store": "ThroughStore", "Conversation": "ThroughConversation", "middleware": "ThroughMiddleware"}
+    doors = {
+        "Store": "ThroughStore",
+        "Conversation": "ThroughConversation",
+        "Conversation unread before": "UnreadConversation",
+        "middleware": "ThroughMiddleware",
+    }
     first = f"convmem Store, {store}"
     return [
         System(name, "convmem", store, "own", f"benchmarks.own:{code}", shares="" if name == first else first)

@@ -18,6 +18,7 @@ from convmem.config import Settings
 from convmem.exceptions import StoreUnavailable
 from convmem.identifiers import new_token
 from convmem.keys import SessionKey
+from convmem.recollection import RECOLLECTION
 from convmem.stores.base import Head, Lease, Listed, Store
 from convmem.walks import PAUSES, pages, patiently
 
@@ -187,6 +188,7 @@ class _Job:
             return None
 
         errors = [error for error in await asyncio.gather(*map(one, keys)) if error]
+        RECOLLECTION.forget()
         self._tell()
         if errors and len(self._receipt.failed) >= _MOST_FAILURES:
             raise errors[-1]

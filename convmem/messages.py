@@ -31,6 +31,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, SchemaValidator, core_schema, from_json, to_json
 
 from convmem.exceptions import InvalidMessage
+from convmem.frozen_dict import FrozenDict
 from convmem.identifiers import new_message_id
 
 T = TypeVar("T")
@@ -205,8 +206,16 @@ def _moment_in(identifier: str) -> datetime | None:
 Moment: TypeAlias = Annotated[datetime, GetPydanticSchema(_moment_schema), WithJsonSchema({"type": "string", "format": "date-time"})]
 
 
+NOTHING: FrozenDict[Any, Any] = FrozenDict()
+
+
+def _frozen(given: dict[str, Any]) -> FrozenDict[str, Any]:
+    return FrozenDict(given) if given else NOTHING
+
+
 class Message(_Frozen, defer_build=True):
-    """One message. Frozen; equal when all fields are, whatever its `state`.
+    """One message. Frozen, so that who reads a conversation can be given one that somebody else was given before; equal when all fields
+    are, whatever its `state`.
 
     Attributes:
         role: Who speaks.
@@ -216,9 +225,9 @@ class Message(_Frozen, defer_build=True):
         name: The speaker's or the tool's name.
         id: Unique, sortable by the time it was made: it is that time.
         created_at: When, with its offset from UTC; not given, it is the time the id is, and now when that is none.
-        metadata: Yours: JSON values, bytes, and floats that are not finite.
-        extras: What has no neutral form, by framework.
-    """
+        metadata: Yours: JSON values, bytes, and floats that are not finite. The dict itself cannot be changed.
+        extras: What has no neutral form, by framework; as `metadata`.
+    """  # noqa: D205 - what frozen is for
 
     role: Role
     content: Annotated[Text | Annotated[tuple[Part, ...], BeforeValidator(_tuple)], Field(union_mode="left_to_right")] = ""
@@ -227,8 +236,8 @@ class Message(_Frozen, defer_build=True):
     name: Text | None = None
     id: Text = Field(default_factory=new_message_id)
     created_at: Moment = Field(default_factory=lambda given: _moment_in(given["id"]) or datetime.now(UTC))
-    metadata: dict[Text, Any] = Field(default_factory=dict)
-    extras: dict[Text, Any] = Field(default_factory=dict)
+    metadata: Annotated[dict[Text, Any], AfterValidator(_frozen)] = Field(default_factory=lambda: NOTHING)
+    extras: Annotated[dict[Text, Any], AfterValidator(_frozen)] = Field(default_factory=lambda: NOTHING)
 
     @classmethod
     def user(cls, content: str | Sequence[Part], **fields: Any) -> Message:
@@ -311,7 +320,8 @@ def _stored_messages() -> SchemaValidator:
     """
     text, optional = core_schema.str_schema(), core_schema.nullable_schema(core_schema.str_schema())
     calls = core_schema.tuple_schema([ToolCall.__pydantic_core_schema__], variadic_item_index=0)
-    objects = core_schema.no_info_after_validator_function(_untagged, core_schema.dict_schema(text, core_schema.any_schema()))
+    untagged = core_schema.no_info_after_validator_function(_untagged, core_schema.dict_schema(text, core_schema.any_schema()))
+    objects = core_schema.no_info_after_validator_function(_frozen, untagged)
     schemas = {
         "role": core_schema.literal_schema(list(get_args(Role))),
         "content": text,
@@ -320,8 +330,8 @@ def _stored_messages() -> SchemaValidator:
         "name": _or(optional, default=None),
         "id": text,
         "created_at": _IN_JSON,
-        "metadata": _or(objects, default_factory=dict),
-        "extras": _or(objects, default_factory=dict),
+        "metadata": _or(objects, default=NOTHING),
+        "extras": _or(objects, default=NOTHING),
     }
     told: dict[str, list[list[str | int]]] = {"created_at": [["created_at"], ["id"]]}
     fields = {name: core_schema.model_field(schema, validation_alias=told.get(name)) for name, schema in schemas.items()}

@@ -10,7 +10,8 @@ from typing import cast
 
 from convmem import windows
 from convmem.keys import SessionKey
-from convmem.messages import Edit, Item, Message, State, decode_body, edited
+from convmem.messages import Edit, Item, Message, State, edited
+from convmem.recollection import RECOLLECTION
 from convmem.stores.base import Log
 
 logger = logging.getLogger("convmem.conversation")
@@ -81,30 +82,37 @@ def decode(log: Log, *, without: str | None, key: SessionKey) -> Decoded:
         without: A turn to leave out, because another attempt at it is under way, or it is shown as the present one.
         key: The conversation's, for the log.
     """
+    RECOLLECTION.age()
     corrupt: list[int] = []
-    names: list[str] = []
-    said: list[list[Item]] = []
-    open_at: list[int] = []  # where the last entry of a turn is that does not close it, else 0
+    turns: list[windows.Turn[Item]] = []
+    unclosed: dict[int, int] = {}  # which turns have no closing entry, and where the last one they have stands
+    left_out, name = None, ""
     for n, turn, closing, body in log.skim():
         items = _items(n, body, corrupt)
-        if names and turn == names[-1]:
-            said[-1] += items
-            open_at[-1] = 0 if closing else n
+        if turn != name:
+            name = turn
+            if turn == without:
+                left_out = len(turns)
+            turns.append(windows.Turn(items))
         else:
-            names.append(turn)
-            said.append(items)
-            open_at.append(0 if closing else n)
-    shown = [(items, n) for turn, items, n in zip(names, said, open_at, strict=True) if turn != without]
-    turns = tuple([windows.Turn(tuple(items), log.going_on(n) if n else "complete") for items, n in shown])
+            turns[-1] = windows.Turn((*turns[-1].messages, *items))
+            unclosed.pop(len(turns) - 1, None)
+        if not closing:
+            unclosed[len(turns) - 1] = n
+    size = len(turns)
+    for place, n in unclosed.items():
+        turns[place] = windows.Turn(turns[place].messages, log.going_on(n))
+    if left_out is not None:
+        del turns[left_out]
     pinned = tuple([item for stored in log.pinned for item in _items(stored.n, stored.entry.body, corrupt)])
     if corrupt:
         logger.warning("conversation %s: entries %s cannot be decoded; the rest is loaded", key.digest, corrupt)
-    return Decoded(log, len(names), turns, pinned, tuple(corrupt))
+    return Decoded(log, size, tuple(turns), pinned, tuple(corrupt))
 
 
-def _items(n: int, body: bytes, corrupt: list[int]) -> list[Item]:
+def _items(n: int, body: bytes, corrupt: list[int]) -> tuple[Item, ...]:
     try:
-        return decode_body(body)
+        return RECOLLECTION.read(body)
     except ValueError:
         corrupt.append(n)
-        return []
+        return ()

@@ -37,6 +37,7 @@ from convmem.heartbeat import Heartbeat
 from convmem.identifiers import new_id, new_token
 from convmem.keys import SessionKey
 from convmem.messages import Edit, Item, Message, Note, decode_body, encode_edit, encode_message, encode_messages, encode_note
+from convmem.recollection import RECOLLECTION
 from convmem.sight import Decoded, decode
 from convmem.stores.base import ENTRY_FORMAT, Appended, Entry, Head, Kind, Lease, Log, Lookup, Outcome, Store, StoredEntry
 from convmem.tokens import Meter
@@ -49,8 +50,8 @@ Policy = Literal["wait", "reject"]
 _PINNED = 8
 _PAUSES = (0.05, 0.2, 0.5)
 _POLL = (0.05, 0.25)
-_OLD = 5.0
-"""Seconds after which whoever polls for a lease does so at three times the rate, and so is three times as likely to be next."""
+_OLD, _OLD_POLL = 5.0, 3.0
+"""Seconds after which whoever polls for a lease does so at so many times the rate, and so is as many times as likely to be next."""
 _TOKENS_OF_A_TURN = 250
 """A question and an answer of a few sentences: what the first page of a window in tokens is planned with."""
 _SMALLEST_PAGE, _LARGEST_FIRST_PAGE = 4, 64
@@ -329,10 +330,12 @@ class Turn:
     async def _give_way(self, give_up: float) -> None:
         """Wait for one poll of the others, as turns of this process have followed each other for long.
 
-        Whoever leaves hands over directly to the next one here, who takes the lease before another process that polls for it can:
-        as long as there is a queue here, nobody there would get a turn.
+        Who leaves hands over to the next one here, and who comes right behind takes the lease anew, before another process that polls
+        for it sees that it was free. Where nobody is known to want the conversation it is enough that those are let in who have waited
+        for long: they poll more often.
         """
-        await asyncio.sleep(max(0.0, min(give_up - asyncio.get_running_loop().time(), _POLL[1] * 1.25)))
+        rarest = _POLL[1] if self.ledger.turnstile.is_wanted(self.key) else _POLL[1] / _OLD_POLL
+        await asyncio.sleep(max(0.0, min(give_up - asyncio.get_running_loop().time(), rarest * 1.25)))
         self.ledger.turnstile.begin_run(self.key)
 
     async def _is_known(self, claimed: Head | None) -> bool:
@@ -379,7 +382,7 @@ class Turn:
             if left <= 0:
                 raise ConversationBusy(holder.running.total_seconds(), retry_after=max(1, ceil(holder.remaining.total_seconds())))
             age = min(1.0, (clock() - began) / _OLD)
-            await asyncio.sleep(min(left, random.uniform(*_POLL) * (1 - age * 2 / 3)))  # noqa: S311 - jitter, not a secret
+            await asyncio.sleep(min(left, random.uniform(*_POLL) / (1 + age * (_OLD_POLL - 1))))  # noqa: S311 - jitter, not a secret
 
     async def _load(self, lease: Lease | None) -> bool:
         """Load, and fill the window; return False, and leave it as it is, when another has the lease that was to be taken with it."""
@@ -602,6 +605,7 @@ class Turn:
         self._take_staged()
         self._pending = None
         self.ledger.evidence.forget(self.key)
+        RECOLLECTION.forget()
         self.log, self.head = Log(), Head()
         self._end_now()
         return existed

@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict, deque
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from convmem.exceptions import ConversationBusy
 from convmem.keys import SessionKey
@@ -21,23 +22,38 @@ _BREATH = 0.25
 
 @dataclass(slots=True)
 class _Passage:
-    """A conversation in use: since when its present turn is inside, since when turns of this process follow each other, and who waits."""
+    """A conversation in use.
+
+    Attributes:
+        since: When the turn inside went in.
+        run_since: Since when turns of this process follow each other.
+        met: When a turn of another process was in the way last.
+        queue: Who waits.
+    """
 
     since: float
     run_since: float
+    met: float
     queue: deque[asyncio.Future[None]] | None = None
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.since
 
+    @property
+    def is_shared(self) -> bool:
+        return time.monotonic() - self.met < _SHARED_SECONDS
 
-@dataclass(slots=True)
-class _Shared:
-    """A conversation that other processes want too: when one was in the way last, and from when to when the last run here was."""
 
+class _Left(NamedTuple):
+    """What is remembered of a conversation that is not in use: when it was left, and what its passage knew."""
+
+    at: float
+    run_since: float
     met: float
-    run: tuple[float, float] = (0.0, 0.0)
+
+
+_NEVER = _Left(float("-inf"), float("-inf"), float("-inf"))
 
 
 class Turnstile:
@@ -50,7 +66,7 @@ class Turnstile:
         """Allow this many to wait for one conversation."""
         self._max_waiting = max_waiting
         self._passages: dict[tuple[str, str, str], _Passage] = {}
-        self._shared: OrderedDict[tuple[str, str, str], _Shared] = OrderedDict()
+        self._left: OrderedDict[tuple[str, str, str], _Left] = OrderedDict()
         self._awaiting_rest: list[asyncio.Future[None]] = []
 
     def occupied(self, key: SessionKey) -> bool:
@@ -64,20 +80,22 @@ class Turnstile:
 
     def run_is_long(self, key: SessionKey) -> bool:
         """Return whether turns of this process have followed each other for so long that others should have a chance."""
-        longest = _SHARED_RUN if self._is_shared(key) else _RUN
-        return time.monotonic() - self._passages[key.path].run_since > longest
+        passage = self._passages[key.path]
+        return time.monotonic() - passage.run_since > (_SHARED_RUN if passage.is_shared else _RUN)
+
+    def is_wanted(self, key: SessionKey) -> bool:
+        """Return whether somebody waits here, or a turn of another process was in the way lately. Who waits elsewhere is not seen."""
+        passage = self._passages[key.path]
+        return bool(passage.queue) or passage.is_shared
 
     def begin_run(self, key: SessionKey) -> None:
         """Note that other processes had their chance."""
         self._passages[key.path].run_since = time.monotonic()
 
     def met_another(self, key: SessionKey) -> None:
-        """Note that a turn of another process was in the way: from now on, turns here that come at short intervals are one run."""
+        """Note that a turn of another process was in the way."""
         self.begin_run(key)
-        self._shared[key.path] = _Shared(time.monotonic())
-        self._shared.move_to_end(key.path)
-        if len(self._shared) > _REMEMBERED:
-            self._shared.popitem(last=False)
+        self._passages[key.path].met = time.monotonic()
 
     async def enter(self, key: SessionKey, seconds: float) -> None:
         """Go through, or wait for at most so many seconds; 0 waits for nobody.
@@ -88,7 +106,8 @@ class Turnstile:
         passage = self._passages.get(key.path)
         if passage is None:
             now = time.monotonic()
-            self._passages[key.path] = _Passage(now, self._run_so_far(key, now) if key.path in self._shared else now)
+            left = self._left.get(key.path, _NEVER)
+            self._passages[key.path] = _Passage(now, left.run_since if now - left.at < _BREATH else now, left.met)
             return
         if passage.queue is None:
             passage.queue = deque()
@@ -125,8 +144,10 @@ class Turnstile:
                 loop.call_soon_threadsafe(self._hand_over, key, waiting)
             return
         del self._passages[path]
-        if path in self._shared:
-            self._shared[path].run = (passage.run_since, time.monotonic())
+        self._left[path] = _Left(time.monotonic(), passage.run_since, passage.met)
+        self._left.move_to_end(path)
+        if len(self._left) > _REMEMBERED:
+            self._left.popitem(last=False)
         if self._awaiting_rest and not self._passages:
             resting, self._awaiting_rest = self._awaiting_rest, []
             for waiting in resting:
@@ -140,16 +161,6 @@ class Turnstile:
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._awaiting_rest.append(waiting)
         await asyncio.wait([waiting], timeout=seconds)
-
-    def _run_so_far(self, key: SessionKey, now: float) -> float:
-        if not self._is_shared(key):
-            return now
-        since, left = self._shared[key.path].run
-        return since if now - left < _BREATH else now
-
-    def _is_shared(self, key: SessionKey) -> bool:
-        shared = self._shared.get(key.path)
-        return shared is not None and time.monotonic() - shared.met < _SHARED_SECONDS
 
     def _hand_over(self, key: SessionKey, waiting: asyncio.Future[None]) -> None:
         if waiting.done():

@@ -284,6 +284,43 @@ def test_a_message_from_a_store_is_a_message_like_any_other(message):
         restored.role = "tool"  # type: ignore[misc]
 
 
+CHANGES = {
+    "set": lambda fields: fields.__setitem__("mood", 1),
+    "delete": lambda fields: fields.__delitem__("mood"),
+    "|=": lambda fields: fields.__ior__({"mood": 1}),
+    "update": lambda fields: fields.update(mood=1),
+    "setdefault": lambda fields: fields.setdefault("more", 1),
+    "pop": lambda fields: fields.pop("mood", None),
+    "popitem": lambda fields: fields.popitem(),
+    "clear": lambda fields: fields.clear(),
+}
+
+
+@pytest.mark.parametrize("fields", [{}, {"mood": "fine"}], ids=["none", "some"])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_metadata_and_extras_are_frozen_with_their_message(fields, change):
+    """Nobody would store the change, so nobody is let believe it; the error says how to make another message."""
+    made = Message.user("x", metadata=fields, extras=fields)
+    (stored,) = decode_messages(encode_messages([encode_message(made)]))
+    for message in (made, stored, pickle.loads(pickle.dumps(made)), copy.deepcopy(made), made.model_copy(deep=True)):
+        for held in (message.metadata, message.extras):
+            with pytest.raises(TypeError, match="model_copy"):
+                change(held)
+            assert held == fields
+
+
+def test_metadata_is_a_dict_for_all_who_read_it():
+    """It is compared, hashed, written as JSON, merged and copied as one, and what was copied can be changed."""
+    message = Message.user("x", metadata={"mood": "fine"})
+    assert json.dumps(message.metadata) == '{"mood": "fine"}'
+    assert message.model_dump()["metadata"] == {"mood": "fine"}
+    assert hash(message.metadata) == hash(Message.user("y", metadata={"mood": "fine"}).metadata)
+    for copied in (dict(message.metadata), {**message.metadata}, message.metadata | {}, message.metadata.copy()):
+        copied["mood"] = "better"
+    assert message.model_copy(update={"metadata": copied}).metadata == {"mood": "better"}
+    assert message.metadata == {"mood": "fine"}
+
+
 def test_a_message_is_frozen_and_forbids_what_it_does_not_know():
     """A typo in a field is no metadata."""
     message = Message.user("x")

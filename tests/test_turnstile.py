@@ -36,6 +36,35 @@ async def test_conversations_do_not_wait_for_each_other():
     await asyncio.wait_for(turnstile.enter(OTHER, 0), AT_ONCE)
 
 
+async def test_turns_that_follow_each_other_closely_are_one_run_though_nobody_waits_here():
+    """Who polls elsewhere looks a few times a second, and sees none of the moments between them."""
+    turnstile, seen = Turnstile(8), 0
+    begun = time.monotonic()
+    while time.monotonic() - begun < AT_ONCE:
+        await turnstile.enter(KEY, 0)
+        seen += 1
+        if turnstile.run_is_long(KEY):
+            break
+        turnstile.leave(KEY)
+        await asyncio.sleep(0)
+    assert time.monotonic() - begun > 2
+    assert seen > 1
+    assert turnstile.run_is_long(KEY)
+    turnstile.begin_run(KEY)
+    assert not turnstile.run_is_long(KEY)
+    turnstile.leave(KEY)
+
+
+async def test_turns_with_a_pause_between_them_are_no_run():
+    """Whoever polls has looked meanwhile: nobody has to be held up."""
+    turnstile = Turnstile(8)
+    for _ in range(9):
+        await turnstile.enter(KEY, 0)
+        assert not turnstile.run_is_long(KEY)
+        turnstile.leave(KEY)
+        await asyncio.sleep(0.3)
+
+
 async def test_who_may_not_wait_is_told_how_long_the_other_is_inside():
     """`reject` is a wait of nothing."""
     turnstile = Turnstile(8)

@@ -671,11 +671,17 @@ def read_walk_cursor(after: str | None) -> tuple[str, str, str] | None:
     if after is None:
         return None
     try:
-        tenant, owner, session = urlsafe_b64decode(after.encode()).decode("ascii").split(" ")
+        tenant, owner, session = _in_cursor(after)
     except ValueError as error:
         msg = "after is not a cursor of a walk through conversations."
         raise ValueError(msg) from error
     return tenant, owner, session
+
+
+def _in_cursor(after: str) -> list[str]:
+    """Return the parts of a cursor, in which nothing stands but printable ASCII: a database refuses some of the rest as an error."""
+    text = urlsafe_b64decode(after.encode()).decode("ascii")
+    return text.split(" ") if text.isprintable() else []
 
 
 def read_page_cursor(after: str | None) -> tuple[float, str] | None:
@@ -687,7 +693,7 @@ def read_page_cursor(after: str | None) -> tuple[float, str] | None:
     if after is None:
         return None
     try:
-        text, session = urlsafe_b64decode(after.encode()).decode().split(" ")
+        text, session = _in_cursor(after)
         updated = float(text)
     except ValueError as error:
         raise ValueError(NO_PAGE_CURSOR) from error

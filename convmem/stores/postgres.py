@@ -145,7 +145,8 @@ class PostgresStore(Store):
             else:
                 wanted = {"turn": turn, "messages": messages, "before": before}
                 parts = [part for part, value in wanted.items() if value is not None]
-                asked = (*window, turn and bits_of(turn), messages, looked_at, None if before is None else min(max(before, 0), MOST))
+                named = None if turn is None else bits_of(turn)
+                asked = (*window, named, messages, looked_at, None if before is None else min(max(before, 0), MOST))
                 rows = await self._database.run("load", "load", asked, "one", "more", *parts)
             seen = Seen(rows)
             if seen.is_answer(token):

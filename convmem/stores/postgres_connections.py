@@ -39,6 +39,7 @@ _HOPELESS = (
     asyncpg.ClientConfigurationError,
     asyncpg.UndefinedObjectError,
     asyncpg.InvalidParameterValueError,
+    UnicodeError,  # no host can have such a name
 )
 """What a second attempt to connect would be told as well."""
 ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
@@ -197,6 +198,8 @@ class OwnConnections(Connections):
     async def here(self) -> _OfLoop:
         """Return the connections of the running event loop, of which there is none yet."""
         with self._lock:
+            for loop in [each for each in self._of_loops if each.is_closed()]:  # by somebody who did not end its generators
+                del self._of_loops[loop]  # its connections refer to it, so that it would stay
             held = self._of_loops.setdefault(asyncio.get_running_loop(), _OfLoop(self._connect, self._pooling, self.busy))
         await held.follow_loop()
         return held
@@ -398,7 +401,7 @@ class _OfLoop:
                 await self._pause(deadline, patience)
                 try:
                     link = await self._connect(max(deadline - time.monotonic(), 0.001))
-                except ERRORS as error:
+                except (*ERRORS, UnicodeError) as error:
                     self._failed(error)
                     if isinstance(error, _HOPELESS):
                         raise NotConnectedError from error

@@ -448,7 +448,7 @@ class _Place(NamedTuple):
             servers, node, scan, indexes, within = json.loads(urlsafe_b64decode(after.encode()))
             place = cls(list(servers), int(node), str(int(scan)), list(map(str, indexes)), within and (float(within[0]), str(within[1])))
             valid = all(index.startswith(begin) for index in place.indexes) and isfinite(place.within[0] if place.within else 0)
-        except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError) as error:
             raise ValueError(_NO_CURSOR) from error
         if not valid:
             raise ValueError(_NO_CURSOR)

@@ -134,7 +134,7 @@ def pack_append(after: Head, entry: Entry, ttl: timedelta | None, *, release: bo
     """Return what the script `append` is told."""
     expires = 0 if ttl is None else milliseconds(ttl)
     counts, begins = entry.kind is Kind.TURN, not after.epoch
-    numbers = _APPEND.pack(entry.closing, counts, release, confirm, begins, after.n, entry.turns, entry.start, expires)
+    numbers = _APPEND.pack(entry.closing, counts, release, confirm, begins, min(after.n, _MOST), entry.turns, entry.start, expires)
     args = [numbers, pack_name(after.epoch or entry.epoch), pack_name(after.id) if after.id else b"", pack_facts(entry) + entry.body]
     if entry.pinned or entry.hides:
         args += [_positions(entry.pinned), _positions(entry.hides)]
@@ -143,12 +143,12 @@ def pack_append(after: Head, entry: Entry, ttl: timedelta | None, *, release: bo
 
 def pack_renew(lease: Lease, head: Head) -> list[bytes]:
     """Return what the script `renew` is told."""
-    return [_RENEW.pack(milliseconds(lease.term), head.n), pack_name(lease.token), _name(head.epoch), _name(head.id)]
+    return [_RENEW.pack(milliseconds(lease.term), min(head.n, _MOST)), pack_name(lease.token), _name(head.epoch), _name(head.id)]
 
 
 def pack_delete(mark: str, at: Head | None) -> list[bytes]:
     """Return what the script `delete` is told."""
-    only = [] if at is None else [_DELETE.pack(at.n), _name(at.epoch), _name(at.id)]
+    only = [] if at is None else [_DELETE.pack(min(at.n, _MOST)), _name(at.epoch), _name(at.id)]
     return [pack_name(mark), *only]
 
 

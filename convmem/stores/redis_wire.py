@@ -46,11 +46,12 @@ class Lost(Exception):
 
     Attributes:
         sent: Whether the server may have got the command all the same.
+        final: Whether the connection was closed on purpose: nobody opens another one for what was on its way.
     """
 
-    def __init__(self, reason: str, *, sent: bool) -> None:
+    def __init__(self, reason: str, *, sent: bool, final: bool = False) -> None:
         """Say why."""
-        self.sent = sent
+        self.sent, self.final = sent, final
         super().__init__(reason)
 
 
@@ -62,8 +63,9 @@ class Refused(Exception):
     """
 
     def __init__(self, text: str) -> None:
-        """Take what the server says."""
-        self.code = text.partition(" ")[0]
+        """Take what the server says; before Redis 7 a script was told "ERR Error running script (...): -READONLY ..."."""
+        told = text.rpartition(": -")[2] if text.startswith("ERR Error running script ") else text
+        self.code = told.partition(" ")[0]
         super().__init__(text)
 
     @property
@@ -134,7 +136,8 @@ class _Call:
 
     def fail(self, error: BaseException) -> None:
         if not self.future.done():
-            self.future.set_exception(error if _is_refusal(error) else Lost(_reason(error), sent=self.sent))
+            closed = isinstance(error, asyncio.CancelledError)
+            self.future.set_exception(error if _is_refusal(error) else Lost(_reason(error), sent=self.sent, final=closed))
 
 
 class _Confirmation:
@@ -342,7 +345,7 @@ class Lane:
                 try:
                     async with asyncio.timeout(self._patience.connect):
                         link = await self._make()
-                except (Refused, Lost, OSError) as failure:
+                except (Refused, Lost, OSError, UnicodeError) as failure:  # no host can have the last one's name
                     self._not_before = loop.time() + self._pause * random.uniform(0.5, 1)  # noqa: S311 - so that workers do not come at once
                     self._pause = min(2 * self._pause, _PAUSES[1])
                     error = failure
@@ -470,7 +473,7 @@ class _Tries:
 
     async def again(self, error: Lost | Refused) -> None:
         """Wait a moment; raise the error instead when another try might do it twice or would not help, or when time is up."""
-        over = error.sent and not self._again if isinstance(error, Lost) else error.code not in self._passing
+        over = error.final or (error.sent and not self._again) if isinstance(error, Lost) else error.code not in self._passing
         if over or asyncio.get_running_loop().time() + self._pause > self._deadline:
             raise error
         await asyncio.sleep(self._pause * random.uniform(0.5, 1))  # noqa: S311 - so that workers do not come at once
@@ -584,7 +587,9 @@ class ClusterWire(Wire):
             try:
                 (slots,) = await self._lane(address, durable=False).call((pack("CLUSTER", "SLOTS"),))
             except Lost as lost:
-                error = Lost(str(lost), sent=False)
+                error = Lost(str(lost), sent=False, final=lost.final)
+                if lost.final:
+                    break
                 continue
             except Refused as refused:
                 error = refused

@@ -13,17 +13,22 @@ from tests.servers.processes import PYTHON, Server, clean_environment
 
 MODEL = '''
 import asyncio
+import time
 from pathlib import Path
 
 
-async def think():
-    """Say that it thinks, and go on when it is told to."""
+def is_to_think():
+    """Say that it thinks; return whether it is to, for it has not been told to go on."""
     Path("thinks").touch()
-    while not Path("goes-on").exists():
+    return not Path("goes-on").exists()
+
+
+async def think():
+    while is_to_think():
         await asyncio.sleep(0.01)
 
 
-def answer_now(messages):
+def say(messages):
     """Say what was said, as the page's model does; or do as the last message says."""
     said = [message.text for message in messages if message.role == "user"]
     if said[-1] == "fail":
@@ -31,14 +36,20 @@ def answer_now(messages):
     return "You said: " + ", ".join(said)
 
 
+def answer_now(messages):
+    while messages[-1].text == "slowly" and is_to_think():
+        time.sleep(0.01)
+    return say(messages)
+
+
 async def answer(messages):
     if messages[-1].text == "slowly":
         await think()
-    return answer_now(messages)
+    return say(messages)
 
 
 async def stream(messages):
-    for number, word in enumerate(answer_now(messages).split()):
+    for number, word in enumerate(say(messages).split()):
         if number == 1 and messages[-1].text == "slowly":
             await think()
         if number == 1 and messages[-1].text == "break off":

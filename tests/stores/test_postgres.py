@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 import shutil
@@ -830,6 +831,33 @@ async def test_several_event_loops_at_once_each_have_their_connections(postgres_
     await store.aclose()
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_event_loops_that_were_only_closed_leave_no_connection_behind(postgres_server: PostgresServer) -> None:
+    """A job that makes a loop, runs it and closes it ends no asynchronous generator: a hundred of them would fill up a server."""
+    url, key = postgres_server.database(), fresh_key()
+    store = PostgresStore.at(url)
+
+    def load() -> None:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(store.load(key))
+        loop.close()
+
+    for _ in range(4):
+        load()
+    gc.collect()
+
+    async def look() -> None:
+        link = await asyncpg.connect(url)
+        async with asyncio.timeout(PATIENCE):  # that of the last loop goes when the next one comes
+            while await link.fetchval("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()") > 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        await link.close()
+
+    asyncio.run(look())
+    asyncio.run(store.aclose())
+    gc.collect()  # what the driver says of connections that nobody closed is for the filter of this test
+
+
 @pytest.mark.asyncio
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
 async def test_a_server_that_serialises_is_asked_again(postgres_url: str, isolation: str) -> None:
@@ -1045,6 +1073,7 @@ async def test_tls_is_spoken_and_its_certificate_is_checked(postgres_17_wheel: P
         (lambda url: re.sub(r"/db_\w+", "/no_such_database", url), "the database in CONVMEM_STORE does not exist"),
         (lambda url: url.replace("postgres@", "nobody_here@", 1), "the server refused the user or the password"),
         (lambda url: through(url, 1), "no connection: "),
+        (lambda url: url.replace(HOST, "no..host", 1), "no connection: "),
         (lambda url: f"{url}?sslmode=require", "no connection: "),
     ],
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,7 +15,7 @@ import asyncpg
 import pytest
 
 from convmem.exceptions import StoreUnavailable
-from convmem.identifiers import new_id
+from convmem.identifiers import new_id, new_token
 from convmem.stores.base import Head, Lease, Outcome
 from convmem.stores.packing import pack_name
 from convmem.stores.postgres import PostgresStore
@@ -166,6 +168,33 @@ async def test_a_row_that_somebody_has_locked_holds_up_nobody_else(postgres_url:
         assert not any(task.done() for task in again)
         await transaction.commit()
         await asyncio.gather(stuck, *again)
+    await link.close()
+
+
+async def test_workers_that_meet_the_same_new_conversations_never_wait_for_each_other(postgres_server: PostgresServer) -> None:
+    """One that makes two rows while another makes them the other way round: the server lets both wait, and then fails one of them."""
+    url = postgres_server.database()
+    link = await asyncpg.connect(url)
+    patient = f"{url}?options=-c%20deadlock_timeout%3D10min"
+    async with PostgresStore.at(patient) as here, PostgresStore.at(patient) as there:
+        known = await seized(here, 2)
+        await asyncio.gather(there.load(fresh_key()), *(writer.append(release=True) for writer in known))
+        first, gate, last = (fresh_key() for _ in range(3))
+        transaction = link.transaction()
+        await transaction.start()  # who is alone waits for its rows, and so the others go together; these wait where they come to the gate
+        await link.execute("SELECT FROM convmem.convmem_lease FOR UPDATE")
+        of_gate = uuid.UUID(bytes=hashlib.sha256("/".join(gate.path).encode()).digest()[:16])
+        await link.execute("INSERT INTO convmem.convmem_lease VALUES ($1, now(), now(), 0, now(), '', '', '')", of_gate)
+        loads = [
+            asyncio.create_task(store.load(key, turns=1, lease=Lease(new_token(), LONG)))
+            for store, keys in ((here, (first, gate, last)), (there, (last, gate, first)))
+            for key in (*(writer.key for writer in known), *keys)
+        ]
+        async with asyncio.timeout(PATIENCE):
+            while await link.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") < 6:  # noqa: ASYNC110 - who waits
+                await asyncio.sleep(0.05)
+        await transaction.rollback()
+        await asyncio.gather(*loads)
     await link.close()
 
 

@@ -8,8 +8,8 @@ import re
 import ssl
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -44,6 +44,8 @@ pytestmark = pytest.mark.asyncio
 
 WINDOW = 50
 QUESTION, ANSWER = "q" * 200, "a" * 800
+OF_REDIS_6 = b"-ERR Error running script (call to f_24): @user_script:5: @user_script: 5: "
+"""How it begins what a command in a script is told."""
 
 
 @pytest.fixture
@@ -51,6 +53,27 @@ def server(tmp_path: Path) -> Iterator[valkey.Valkey]:
     """Return a server that a test may hurt."""
     with valkey.server(tmp_path / "server", "--appendfsync", "always", "--enable-debug-command", "yes") as running:
         yield running
+
+
+@asynccontextmanager
+async def saying(port: int, instead_of: bytes, words: bytes) -> AsyncIterator[int]:
+    """Yield a port behind which is a server that says something in other words."""
+
+    async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await source.read(2**16):
+                target.write(data.replace(instead_of, words))
+        target.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(HOST, port)
+        carried.append(asyncio.gather(pass_on(reader, back), pass_on(there, writer)))
+
+    carried: list[asyncio.Future[Any]] = []
+    listener = await asyncio.start_server(serve, HOST, 0)
+    yield listener.sockets[0].getsockname()[1]
+    listener.close()
+    await asyncio.gather(*carried)
 
 
 def at(port: int, **options: str | int) -> Store:
@@ -623,6 +646,18 @@ class TestOutages:
         assert caught.value.unknown
         server.resume()
 
+    async def test_a_store_that_is_closed_opens_no_connection_for_what_was_on_its_way(self, server: valkey.Valkey) -> None:
+        """What only reads is asked for again when its connection ends; after a shutdown nobody would close the next one."""
+        async with at(server.port) as store:
+            writer = await grown(store, 1)
+            server.pause()
+            load = asyncio.ensure_future(store.load(writer.key))
+            await asyncio.sleep(0.05)
+        server.resume()
+        with pytest.raises(StoreUnavailable, match="the connection was closed"):
+            await load
+        await until(lambda: server.info("connected_clients") == "1")  # that of this question
+
     async def test_a_server_with_too_many_connections_is_waited_for(self, server: valkey.Valkey) -> None:
         """It says so and hangs up: nothing was done, and a moment later there may be room."""
         server.ask("CONFIG", "SET", "requirepass", "right")
@@ -734,9 +769,10 @@ class TestOutages:
                     logs = await asyncio.gather(*(store.load(writer.key) for writer in writers))
                     assert [log.head for log in logs] == [writer.head for writer in writers]
 
-    async def test_a_demoted_primary_is_left_without_a_lost_call(self, server: valkey.Valkey) -> None:
+    @pytest.mark.parametrize("words", [b"-READONLY", OF_REDIS_6 + b"-READONLY"], ids=["as it is", "as Redis 6 says it"])
+    async def test_a_demoted_primary_is_left_without_a_lost_call(self, server: valkey.Valkey, words: bytes) -> None:
         """A failover behind one name: each call is told READONLY, and all of them wait for the new primary together."""
-        async with at(server.port, connect_timeout="5s") as store:
+        async with saying(server.port, b"-READONLY", words) as port, at(port, connect_timeout="5s") as store:
             writers = [await grown(store, 1) for _ in range(40)]
             server.ask("REPLICAOF", HOST, free_port())
             offers = []
@@ -749,6 +785,16 @@ class TestOutages:
 
 class TestServers:
     """What a server is, and how it is reached."""
+
+    async def test_a_host_that_cannot_be_is_told_to_who_calls_and_to_nobody_else(self) -> None:
+        """A slip in the address is found at the first call; a log full of lost exceptions would hide it."""
+        said: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+        async with open_store("redis://no..host?connect_timeout=0.2s") as store:
+            with pytest.raises(StoreUnavailable):
+                await store.load(fresh_key())
+        gc.collect()
+        assert not said
 
     async def test_a_wrong_password_is_a_sentence_without_it(self, server: valkey.Valkey) -> None:
         """It says who refused what, at once, and the log of an app gets no secret."""

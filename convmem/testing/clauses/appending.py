@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from convmem.identifiers import new_id, new_token
-from convmem.stores.base import Head, Outcome, Store
+from convmem.stores.base import Head, Lease, Outcome, Store
 from convmem.testing.writer import LONG, PAST_SHORT, SHORT, Writer
 
 
@@ -149,6 +149,16 @@ class AppendingClauses:
         await writer.append()
         writer.head = replace(writer.head, n=4, id=new_id())
         assert (await writer.offer()).outcome is Outcome.GAP
+
+    async def test_a_head_beyond_every_log_is_a_gap(self, store: Store) -> None:
+        """However a store keeps a position, a greater one is only further away than any log ends."""
+        writer = Writer(store)
+        await writer.append()
+        for bits in (31, 32, 53, 59):
+            beyond = replace(writer.head, n=2**bits)
+            assert (await store.append(writer.key, beyond, writer.entry())).outcome is Outcome.GAP
+            assert not await store.renew(writer.key, Lease(writer.token, LONG), beyond)
+            assert not await store.delete(writer.key, at=beyond)
 
     async def test_another_entry_at_the_position_is_a_gap(self, store: Store) -> None:
         """After a failover others may have filled the lost positions: the number alone proves nothing."""

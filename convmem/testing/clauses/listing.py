@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -11,6 +12,11 @@ import pytest
 from convmem.keys import SessionKey
 from convmem.stores.base import Store
 from convmem.testing.writer import LONG, PAST_SHORT, SHORT, Writer, fresh_key
+
+
+def _as_cursor(place: bytes) -> str:
+    """Return what a cursor of ours would be that names this place."""
+    return urlsafe_b64encode(place).decode()
 
 
 async def _fill(store: Store, owner: str, *names: str) -> dict[str, Writer]:
@@ -249,7 +255,7 @@ class ListingClauses:
 
     async def test_a_walks_cursor_that_is_none_is_refused(self, store: Store) -> None:
         """A job that went on from an invented place would leave out what stands before it."""
-        for after in ("", "!", "nonsense", "\ud83e", "9" * 40):
+        for after in ("", "!", "nonsense", "\ud83e", "9" * 40, *map(_as_cursor, (b"a b\0 c", b"[" * 100_000))):
             with pytest.raises(ValueError):  # noqa: PT011 - the message is the store's own
                 await store.list(None, after=after)
 
@@ -257,7 +263,7 @@ class ListingClauses:
         """A cursor comes from a client: an invented one is an error, not the first page again."""
         owner = fresh_key().owner
         await _fill(store, owner, "a")
-        for after in ("", "!", "nonsense", "\ud83e", "9" * 40):
+        for after in ("", "!", "nonsense", "\ud83e", "9" * 40, *map(_as_cursor, (b"1.0 a\0b", "1.0 \u00e9".encode()))):
             with pytest.raises(ValueError):  # noqa: PT011 - the message is the store's own
                 await store.list(owner, after=after)
 

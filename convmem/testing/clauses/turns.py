@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from convmem.identifiers import new_token
+from convmem.identifiers import new_id, new_token
 from convmem.stores.base import Kind, Lookup, Outcome, Store
 from convmem.testing.writer import LONG, PAST_SHORT, SHORT, Writer
 
@@ -23,7 +23,8 @@ class TurnClauses:
         writer = Writer(store)
         assert await _look_up(store, writer, "nobody") == Lookup("absent", 0, visible=False)
         await writer.append()
-        assert await _look_up(store, writer, "nobody") == Lookup("absent", 0, visible=False)
+        for name in ("nobody", ""):
+            assert await _look_up(store, writer, name) == Lookup("absent", 0, visible=False)
         assert (await store.load(writer.key)).turn is None
 
     async def test_a_turn_retried_after_ten_others_is_found(self, store: Store) -> None:
@@ -140,6 +141,15 @@ class TurnClauses:
         assert await _look_up(store, writer, "mine") == Lookup("running", 2, visible=True)
         await store.release(writer.key, retry.token)
         assert await _look_up(store, writer, "mine") == Lookup("interrupted", 2, visible=True)
+
+    async def test_what_stands_between_the_entries_of_a_turn_does_not_show_it(self, store: Store) -> None:
+        """A retry of what an edit took out of sight adds a turn: whoever counts it as still visible is one short ever after."""
+        writer, turn = Writer(store), new_id()
+        await writer.append(writer.entry(turn=turn, closing=False))
+        await writer.append()
+        await writer.append(writer.entry(turn=turn, adds=0))
+        await writer.append(writer.entry(kind=Kind.EDIT, adds=-1, hides=(1, 3)))
+        assert await _look_up(store, writer, turn) == Lookup("complete", 3, visible=False)
 
     async def test_a_complete_turn_takes_no_lease(self, store: Store) -> None:
         """A replay needs nothing but the answer; a lease taken for it would block the conversation for nothing."""

@@ -16,7 +16,7 @@ if looked_up then
     position = last
     state = closed and COMPLETE or (held ~= '' and its_token == held) and RUNNING or INTERRUPTED
     for at = first, expired and 0 or last do
-      if shown(at) then visible = 1 break end
+      if shown(at) and names(entry_at(at), STORED) == looked_up then visible = 1 break end
     end
   end
 end

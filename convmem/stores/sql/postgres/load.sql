@@ -58,6 +58,9 @@ seen AS (
 -- if turn
         AND NOT EXISTS (SELECT FROM found WHERE get_byte(facts, 7) & 4 <> 0) -- it is closed
 -- end
+-- if many
+    ORDER BY id -- of two statements that make the same rows in different orders each would wait for the other
+-- end
     ON CONFLICT (conversation) DO UPDATE SET
         token = excluded.token, until = excluded.until, day = excluded.day,
         taken = CASE WHEN l.token = excluded.token AND l.until > now() THEN l.taken ELSE excluded.taken END,
