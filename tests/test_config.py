@@ -10,6 +10,7 @@ import traceback
 from datetime import timedelta
 from pathlib import Path
 
+import pydantic_settings
 import pytest
 from hypothesis import given, strategies as st
 from pydantic import SecretStr, ValidationError
@@ -472,7 +473,8 @@ class TestSecrets:
         monkeypatch.setenv("PYDANTIC_SETTINGS_DEBUG", "1")
         with caplog.at_level(logging.DEBUG):
             settings(SECRET_KEY=KEY, STORE="redis://u:hush@cache/0", NAMESPACE="seen")
-        assert "seen" in caplog.text
+        logs = tuple(map(int, pydantic_settings.__version__.split(".")[:2])) >= (2, 15)
+        assert ("seen" in caplog.text) == logs
         assert KEY not in caplog.text
         assert "hush" not in caplog.text
 

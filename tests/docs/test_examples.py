@@ -38,6 +38,7 @@ NOT_RUN = {
     "docs/how-to/several-workers.md": ["a part of a deployment"],
     "README.md": ["installs packages", "each makes an environment on first use, and the second runs this very test"],
     "docs/tutorial.md": ["installs packages"],
+    "docs/how-to/run-the-tests.md": ["they run all tests, and these are among them", "installs packages"],
 }
 PLATFORMS = ("AWS_LAMBDA_FUNCTION_NAME", "DYNO", "KUBERNETES_SERVICE_HOST", "K_SERVICE", "VERCEL")
 AMBIENT = ("CONVMEM_", "DATABASE_URL", "REDIS_URL", "WEB_CONCURRENCY", *PLATFORMS)

@@ -1,5 +1,6 @@
 """How each server is started on an app of `tests.servers.apps`, with one worker."""
 
+import sys
 from pathlib import Path
 
 from tests.servers.processes import HOST, PYTHON, Server
@@ -11,6 +12,8 @@ SERVERS = {
     "granian": ["granian", "--interface", "asgi", "--host", HOST, "--port", "{port}", "{factory}", "{app}"],
     "daphne": ["daphne", "-b", HOST, "-p", "{port}", "{app}"],
 }
+WAIT_FOR_CLIENTS = {"hypercorn"} if sys.version_info >= (3, 12) else set()
+"""What ends when its clients have hung up, however long that takes: hypercorn 0.18, since ``asyncio.Server.wait_closed`` waits for them."""
 VARIANTS = {"uvicorn-httptools": ("uvicorn", ["--http", "httptools"]), "uvicorn-h11": ("uvicorn", ["--http", "h11"])}
 
 

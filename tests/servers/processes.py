@@ -155,11 +155,15 @@ class Server:
         if self._process:
             self._process.wait(PATIENCE)
 
-    def terminate(self, seconds: float = PATIENCE) -> int:
-        """Ask it to end with SIGTERM, as a deployment does; return how it ended."""
+    def ask_to_end(self) -> None:
+        """Send SIGTERM, as a deployment does."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(seconds)
+
+    def terminate(self, seconds: float = PATIENCE) -> int:
+        """Ask it to end, and return how it ended."""
+        self.ask_to_end()
+        return self.wait(seconds)
 
     def pause(self) -> None:
         """Stop it, and all it started, in the middle of whatever it does: a long pause of a host."""

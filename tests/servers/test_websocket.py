@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.sync.connection import Connection
 
-from tests.servers.commands import server
+from tests.servers.commands import WAIT_FOR_CLIENTS, server
 from tests.servers.processes import PATIENCE, Server
 from tests.servers.test_survival import texts_of
 
@@ -156,12 +156,16 @@ def test_a_client_that_hangs_up_in_the_middle_of_a_turn_blocks_nobody(settings, 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_a_shutdown_in_the_middle_of_a_turn_keeps_it(settings, tmp_path, name):
-    """SIGTERM: the server drops its sockets, and ends after the turn is stored."""
-    with run(name, settings) as process, contextlib.suppress(ConnectionClosed), socket(process, visitor(process)) as connection:
-        owner = ask(connection, "one")["owner"]
-        connection.send("slow")
-        assert connection.recv(timeout=PATIENCE) == "began"
-        process.terminate()
+    """SIGTERM: the server drops its sockets, or waits for their clients, and ends after the turn is stored."""
+    with run(name, settings) as process:
+        with contextlib.suppress(ConnectionClosed), socket(process, visitor(process)) as connection:
+            owner = ask(connection, "one")["owner"]
+            connection.send("slow")
+            assert connection.recv(timeout=PATIENCE) == "began"
+            process.ask_to_end()
+            if name not in WAIT_FOR_CLIENTS:
+                process.wait()
+        process.wait()
     stored = texts_of(tmp_path / "convmem.db", owner)
     assert stored[3:] == [("complete", "slow"), ("complete", "re slow")]
 

@@ -708,7 +708,7 @@ async def test_a_call_that_timed_out_leaves_nothing_running_on_the_server(postgr
 @pytest.mark.asyncio
 async def test_a_statement_the_server_ended_costs_no_connection(postgres_url: str) -> None:
     """Many servers have a statement_timeout: one slow statement must not make every worker connect anew."""
-    async with PostgresStore.at(f"{postgres_url}?options=-c%20statement_timeout%3D100", pool_max=3) as store:
+    async with PostgresStore.at(f"{postgres_url}?options=-c%20statement_timeout%3D500", pool_max=3) as store:
         slow, *others = [Writer(store) for _ in range(3)]
         await slow.append()
         await asyncio.gather(*(writer.append() for writer in others), slow.load())

@@ -5,7 +5,9 @@ Where a cluster's slots and a Sentinel's master are is written into their files 
 
 from __future__ import annotations
 
+import os
 import secrets
+import signal
 import socket
 import subprocess
 import tempfile
@@ -103,11 +105,11 @@ class Valkey:
 
     def pause(self) -> None:
         """Stop it in the middle of whatever it does."""
-        subprocess.run(["kill", "-STOP", str(self.pid)], check=True)
+        os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
         """Let it go on after `pause`."""
-        subprocess.run(["kill", "-CONT", str(self.pid)], check=True)
+        os.kill(self.pid, signal.SIGCONT)
 
     def close(self) -> None:
         """Kill it, if it runs."""
