@@ -935,6 +935,17 @@ class TestServers:
         assert await client.exists(f"other:c:{{{'/'.join(writer.key.path)}}}")
         await client.aclose()
 
+    async def test_a_cluster_store_that_is_closed_asks_no_other_node_where_the_slots_are(self, valkey_cluster: valkey.Cluster) -> None:
+        """The node it had asked will not answer any more; a connection to the next one would be closed by nobody."""
+        asked = valkey_cluster.primaries[0]
+        async with open_store(valkey_cluster.url) as store:
+            asked.pause()
+            load = asyncio.ensure_future(store.load(Writer(store).key))
+            await asyncio.sleep(0.05)
+        asked.resume()
+        with pytest.raises(StoreUnavailable, match="the connection was closed"):
+            await load
+
     async def test_a_cluster_client_that_was_passed_in_says_where_the_cluster_is(self, valkey_cluster: valkey.Cluster) -> None:
         """One of its nodes is enough."""
         client = RedisCluster(host=HOST, port=valkey_cluster.primaries[0].port)
